@@ -1,0 +1,106 @@
+"""Configs: reading, checking, and the snapshot that a run keeps of its own."""
+
+import difflib
+import importlib.util
+import json
+import pathlib
+
+import jax
+import ml_collections
+
+from jaxgen.core import parallel
+
+_COUNT = (lambda v: isinstance(v, int) and v >= 1, "a whole number, 1 or more")
+_COUNT_OR_0 = (lambda v: isinstance(v, int) and v >= 0, "a whole number, 0 or more")
+_TEXT = (lambda v: isinstance(v, str) and v != "", "a name")
+_TABLE = (lambda v: hasattr(v, "keys"), "a table of keywords")
+
+# What a config holds, and what is allowed. Every key must be there, so that every flag exists.
+FIELDS = {
+  "model": _TEXT,  # a file below jaxgen/models: "gan.wgan_gp"
+  "args": _TABLE,  # keywords of its build()
+  "init_from": _TABLE,  # network -> run that it starts from
+  "data": {
+    "source": _TEXT,  # "digits", "npz:PATH", "folder:PATH", "array_record:PATH", "tfds:NAME"
+    "batch_size": _COUNT,  # of one micro-batch, over all devices and hosts
+    "image_size": _COUNT_OR_0,  # resize and crop to this; 0 leaves images as they are
+    "flip": (lambda v: isinstance(v, bool), "True or False"),  # left and right, at random
+    "workers": _COUNT_OR_0,  # processes that load data; 0 uses threads
+  },
+  "train": {
+    "steps": _COUNT,
+    "log_every": _COUNT,
+    "sample_every": _COUNT_OR_0,  # a grid of samples; 0 for none
+    "eval_every": _COUNT_OR_0,  # what the method offers, on the test split; 0 for never
+    "eval_examples": _COUNT,  # the first so many test examples
+    "checkpoint_every": _COUNT,
+    "seed": _COUNT_OR_0,
+    "parallel": (lambda v: v in parallel.MODES, f"one of {', '.join(parallel.MODES)}"),
+  },
+}
+
+
+def read(path):
+  """The ConfigDict of "configs/gan/wgan_gp.py:smoke", a file and a variant of its get_config."""
+  path, _, variant = str(path).partition(":")
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*([variant] if variant else []))
+
+
+def check(config, fields=FIELDS, where=""):
+  """Raises ValueError for a key that is missing or unknown, or a value out of range."""
+  for name in config:
+    if name not in fields:
+      near = difflib.get_close_matches(name, fields, 1, cutoff=0.0)
+      raise ValueError(f"config.{where}{name} is unknown; did you mean {where}{near[0]}?")
+  for name, rule in fields.items():
+    if name not in config:
+      raise ValueError(f"config.{where}{name} is missing")
+    value = config[name]
+    if isinstance(rule, dict):
+      if not hasattr(value, "keys"):
+        raise ValueError(f"config.{where}{name}={value!r}: expected a table of keywords")
+      check(value, rule, f"{where}{name}.")
+    elif not rule[0](value) or (isinstance(value, bool) and rule in (_COUNT, _COUNT_OR_0)):
+      raise ValueError(f"config.{where}{name}={value!r}: expected {rule[1]}")
+
+
+def snapshot(config, workdir):
+  """Writes config.json, or checks that the run which `workdir` holds is this one.
+
+  Raises:
+    ValueError: the run there has another model, data set or seed.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    if jax.process_index() == 0:
+      path.write_text(config.to_json(indent=1) + "\n")
+    return
+  old, new = read_snapshot(workdir), ml_collections.ConfigDict(json.loads(config.to_json()))
+  for name in ("model", "args", "init_from", "data", "train.seed"):
+    a, b = _flat(old, name), _flat(new, name)
+    for key in sorted(a.keys() | b.keys()):
+      if key != "data.workers" and a.get(key) != b.get(key):
+        raise ValueError(
+          f"workdir {workdir} holds a run with {key}={a.get(key)!r}, this config has"
+          f" {key}={b.get(key)!r}: expected the same run, or a new workdir"
+        )
+
+
+def read_snapshot(workdir):
+  """The ConfigDict of the run in `workdir` (an epath.Path)."""
+  path = workdir / "config.json"
+  if not path.exists():
+    raise ValueError(f"workdir={str(workdir)!r}: no config.json, so no run, is there")
+  return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def _flat(config, name):
+  value = config
+  for part in name.split("."):
+    value = value[part]
+  if not hasattr(value, "keys"):
+    return {name: value}
+  return {k: v for part in value for k, v in _flat(config, f"{name}.{part}").items()}

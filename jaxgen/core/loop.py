@@ -1,0 +1,233 @@
+"""The one train loop: data, steps, metrics, pictures, evaluation, checkpoints."""
+
+import functools
+import math
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.core import checkpoint, inference, parallel, report, step
+from jaxgen.core import config as config_lib
+from jaxgen.core import method as method_lib
+from jaxgen.data import pipeline, sources
+
+GRID_COLUMNS = 8
+_EVAL_ROWS = 100
+_SHOWN = ("loss", "per_s", "wait_for_data")
+
+
+def run(config, workdir, *, method=None, train_step=step.train_step):
+  """Trains `config` to its last step, from the newest checkpoint in `workdir` if there is one.
+
+  Args:
+    config: a ConfigDict as `jaxgen.core.config.FIELDS` describes.
+    workdir: folder or bucket for config.json, metrics.jsonl, samples/ and checkpoints/.
+    method: in place of the one that config.model builds.
+    train_step: in place of `step.train_step`.
+
+  Returns:
+    The TrainState. On SIGTERM it returns early, with that state saved.
+
+  Raises:
+    ValueError: a config, data or workdir that does not fit, before anything is compiled.
+    FloatingPointError: a loss or the state is not finite; such a state is never saved.
+  """
+  config_lib.check(config)
+  method = method or method_lib.build(config.model, config.args)
+  parallel.check_rows(config.data.batch_size)
+  workdir = checkpoint.open_workdir(workdir)
+  train, mode = config.train, config.train.parallel
+  feed = _feed(config, method)
+  evaluate, show = _evaluation(config, method), _pictures(config, method)
+  workdir.mkdir(parents=True, exist_ok=True)
+  config_lib.snapshot(config, workdir)
+
+  keys = jax.random.split(jax.random.key(train.seed), 5)
+  k_init, k_calibrate, k_step, k_sample, k_eval = keys
+  with checkpoint.open_manager(workdir) as manager:
+    state = parallel.compile_init(method, mode)(k_init)
+    if manager.latest_step() is None:
+      state = _prepare(config, method, state, feed, k_calibrate, workdir)
+    else:
+      state = _resume(method, state, mode, manager, workdir)
+    first = int(state.step)
+    if first >= train.steps:
+      report.say(f"{workdir} is at step {first} of {train.steps}: nothing to train")
+      return state
+    batches = feed(first, train.steps)
+    batch = next(batches)
+    started = time.perf_counter()
+    step_fn = parallel.compile_step(method, mode, train_step).lower(state, batch, k_step).compile()
+    report.overview(method, state, step_fn, time.perf_counter() - started)
+    writers = report.open_writers(workdir, first)
+    interval = _Interval(config.data.batch_size * method_lib.micro_batches(method))
+    with _Sigterm(manager) as sigterm, report.progress(first, train.steps) as bar:
+      for i in range(first + 1, train.steps + 1):
+        state, metrics = step_fn(state, batch, k_step)
+        interval.add(metrics)
+        last, cut = i == train.steps, sigterm.seen(i)
+        due = lambda every, i=i, last=last: bool(every) and (last or i % every == 0)
+        if not (last or cut):
+          batch = interval.wait_for(batches)
+        bar.update()
+        if cut or due(train.log_every) or due(train.checkpoint_every):
+          means = interval.close(i)
+          report.write(writers, i, means)
+          bar.set_postfix({k: f"{v:.4g}" for k, v in means.items() if k.endswith(_SHOWN)})
+        if cut or due(train.checkpoint_every):
+          _save(method, parallel.to_global(state, mode), manager)
+        if cut:
+          report.say(f"SIGTERM: stopped after step {i}, which is saved")
+          break
+        if due(train.eval_every) or due(train.sample_every):
+          vars = parallel.to_global(state, mode).vars
+          if due(train.eval_every):
+            report.write(writers, i, {f"eval/{k}": v for k, v in evaluate(vars, k_eval).items()})
+          if due(train.sample_every):
+            report.write_grid(writers, i, show(vars, k_sample), GRID_COLUMNS)
+          interval.restart()
+  return state
+
+
+def _feed(config, method):
+  """(first, end) -> this host's batches of the steps after `first`, on its devices."""
+  data, n_classes = config.data, config.args.get("n_classes", 0)
+  source = sources.open_source(data.source, "train", image_size=data.image_size or None)
+  put = functools.partial(parallel.shard_batch, mode=config.train.parallel)
+
+  def feed(first, end):
+    batches = pipeline.batches(
+      source,
+      rows=data.batch_size,
+      micro_batches=method_lib.micro_batches(method),
+      seed=config.train.seed,
+      start=first,
+      steps=end,
+      flip=data.flip,
+      n_classes=n_classes or None,
+      workers=data.workers,
+    )
+    return pipeline.prefetch(batches, put)
+
+  return feed
+
+
+def _evaluation(config, method):
+  """(vars, key) -> name -> number, on the first test examples."""
+  if not config.train.eval_every:
+    return None
+  data = config.data
+  source = sources.open_source(data.source, "test", image_size=data.image_size or None)
+  evaluate, limit = inference.evaluator(method, _EVAL_ROWS), config.train.eval_examples
+  n_classes = config.args.get("n_classes", 0)
+  return lambda vars, key: evaluate(vars, source, key, limit=limit, n_classes=n_classes)
+
+
+def _pictures(config, method):
+  """(vars, key) -> samples [n, H, W, C]: always of the same noise, one class a row."""
+  if not config.train.sample_every or "sample" not in method.fns:
+    return None
+  cond = grid_labels(config.args.get("n_classes", 0))
+  n = len(cond["label"]) if cond else GRID_COLUMNS**2
+  draw = inference.sampler(method, n)
+  return lambda vars, key: draw(vars, key, n, cond)["image"]
+
+
+def grid_labels(n_classes):
+  """{"label": int32 [n]} of a grid with one class a row, ten at most; {} without classes."""
+  rows = np.arange(min(n_classes, 10), dtype=np.int32)
+  return {"label": rows.repeat(GRID_COLUMNS)} if n_classes else {}
+
+
+def _prepare(config, method, state, feed, key, workdir):
+  """What happens once, before the first step: networks of other runs, then calibration."""
+  mode, sources = config.train.parallel, dict(config.init_from)
+  state = checkpoint.start_from(method, state, sources)
+  _, frozen = checkpoint.split(method, parallel.to_global(state, mode))
+  checkpoint.save_frozen(workdir, frozen, sources)
+  if method.calibrate:
+    state = parallel.compile_calibrate(method, mode)(state, next(feed(0, 1)), key)
+  return state
+
+
+def _resume(method, state, mode, manager, workdir):
+  kept, frozen = checkpoint.split(method, parallel.to_global(state, mode))
+  kept, frozen = checkpoint.restore(manager, kept), checkpoint.restore_frozen(workdir, frozen)
+  return parallel.from_global(kept.replace(params={**kept.params, **frozen}), mode)
+
+
+@jax.jit
+def _all_finite(tree):
+  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
+
+
+def _save(method, state, manager):
+  kept, _ = checkpoint.split(method, state)
+  if not _all_finite((kept.params, kept.extra, kept.opt)):
+    raise FloatingPointError(f"the state after step {int(kept.step)} is not finite: not saved")
+  checkpoint.save(manager, kept)
+
+
+_add = jax.jit(functools.partial(jax.tree.map, jnp.add))
+
+
+class _Interval:
+  """Metrics and times since the last report; nothing leaves the devices before `close`."""
+
+  def __init__(self, images):
+    self._images = images  # that one step takes
+    self._sums, self._steps = None, 0
+    self.restart()
+
+  def restart(self):
+    """Time that passed until now is not counted: pictures, evaluation."""
+    self._since, self._waited = time.perf_counter(), 0.0
+
+  def add(self, metrics):
+    self._sums = metrics if self._sums is None else _add(self._sums, metrics)
+    self._steps += 1
+
+  def wait_for(self, batches):
+    since = time.perf_counter()
+    batch = next(batches)
+    self._waited += time.perf_counter() - since
+    return batch
+
+  def close(self, step):
+    """Means of the metrics, steps/s, images/s, and the share of time spent waiting for data."""
+    means = {k: float(s / n) for k, (s, n) in jax.device_get(self._sums).items() if n}
+    bad = [k for k, v in means.items() if not math.isfinite(v)]
+    if bad:
+      raise FloatingPointError(f"by step {step} these are not finite: {', '.join(bad)}")
+    seconds = time.perf_counter() - self._since
+    means["steps_per_s"] = self._steps / seconds
+    means["images_per_s"] = self._steps * self._images / seconds
+    means["wait_for_data"] = self._waited / seconds
+    self._sums, self._steps = None, 0
+    self.restart()
+    return means
+
+
+class _Sigterm:
+  """Whether the run was asked to stop; on several hosts all see it at the same step."""
+
+  def __init__(self, manager):
+    self._manager, self._seen = manager, False
+
+  def __enter__(self):
+    self._own = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    if self._own:
+      self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_seen", True))
+    return self
+
+  def __exit__(self, *_):
+    if self._own:
+      signal.signal(signal.SIGTERM, self._before)
+
+  def seen(self, step):
+    return self._seen or (not self._own and self._manager.reached_preemption(step))

@@ -1,0 +1,110 @@
+"""The optimizer and the moving averages that configs ask for by number."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.core.method import Ema
+
+DECAYS = {
+  "linear": lambda lr, n: optax.linear_schedule(lr, 0.0, n),
+  "cosine": optax.cosine_decay_schedule,
+}
+
+
+def adam(
+  *, lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup=0, decay="", steps=0
+):
+  """Adam, or AdamW, with clipping, warm-up and decay of the learning rate.
+
+  Args:
+    lr, b1, b2, eps: as in arXiv:1412.6980, Alg. 1.
+    weight_decay: decoupled, arXiv:1711.05101, Alg. 2.
+    clip: largest global norm of the gradients; 0 does not clip.
+    warmup: updates over which the rate rises linearly from 0 to lr.
+    decay: "linear" or "cosine": how the rate falls from lr to 0 by update `steps`; "" keeps it.
+    steps: updates in all. Updates, not train steps: n_critic = 5 makes five a step.
+
+  Raises:
+    ValueError: a number out of range, or a decay that does not exist.
+  """
+  _positive("tx.lr", lr)
+  _fraction("tx.b1", b1)
+  _fraction("tx.b2", b2)
+  _positive("tx.eps", eps)
+  for name, value in (("weight_decay", weight_decay), ("clip", clip), ("warmup", warmup)):
+    _check(f"tx.{name}", value, 0.0 <= value < math.inf, "a finite number, 0 or more")
+  _check("tx.decay", decay, decay in ("", *DECAYS), f"{', '.join(DECAYS)} or an empty string")
+  if decay:
+    _check("tx.steps", steps, warmup < steps < math.inf, f"more updates than tx.warmup={warmup}")
+  rate = DECAYS[decay](lr, steps - warmup) if decay else optax.constant_schedule(lr)
+  if warmup:
+    rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
+  if weight_decay:
+    tx = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)
+  else:
+    tx = optax.adam(rate, b1, b2, eps)
+  return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+
+
+def fixed(*, decay=0.9999):
+  """The same decay at every step: mean <- decay mean + (1 - decay) params."""
+  _fraction("ema.decay", decay)
+  return lambda step: decay
+
+
+def warmup(*, decay=0.9999, inv_gamma=1.0, power=2 / 3):
+  """min(decay, 1 - (1 + step / inv_gamma)^-power): the average soon forgets its random start."""
+  _fraction("ema.decay", decay)
+  _positive("ema.inv_gamma", inv_gamma)
+  _positive("ema.power", power)
+  return lambda step: jnp.minimum(decay, 1.0 - (1.0 + step / inv_gamma) ** -power)
+
+
+def power_law(*, sigma_rel=0.1):
+  """(1 - 1/t)^(gamma + 1) at update t: the average's width is sigma_rel of the run so far.
+
+  arXiv:2312.02696, Sec. 3.1 and App. C.
+  """
+  _check("ema.sigma_rel", sigma_rel, 0.0 < sigma_rel < 12**-0.5, "between 0 and 12^-0.5 = 0.289")
+  gamma = power_law_exponent(sigma_rel)
+  return lambda step: (step / (step + 1.0)) ** (gamma + 1.0)
+
+
+def power_law_exponent(sigma_rel):
+  """gamma, from sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). arXiv:2312.02696, App. C."""
+  a = sigma_rel**-2
+  return np.roots([1.0, 7.0, 16.0 - a, 12.0 - a]).real.max()
+
+
+PROFILES = {"fixed": fixed, "warmup": warmup, "power_law": power_law}
+
+
+def averages(source, ema):
+  """{"<source>_ema": Ema} as `Method.ema` wants it, empty where the config asks for none.
+
+  Args:
+    source: name of the network.
+    ema: 0 for none, a fixed decay, or {"profile": "fixed", "warmup" or "power_law", **its numbers}.
+  """
+  if not ema:
+    return {}
+  numbers = dict(ema) if hasattr(ema, "keys") else {"profile": "fixed", "decay": ema}
+  profile = numbers.pop("profile", None)
+  _check("ema.profile", profile, profile in PROFILES, f"one of {', '.join(PROFILES)}")
+  return {f"{source}_ema": Ema(source, PROFILES[profile](**numbers))}
+
+
+def _check(name, value, ok, allowed):
+  if not ok:
+    raise ValueError(f"{name}={value!r}: expected {allowed}")
+
+
+def _positive(name, value):
+  _check(name, value, 0.0 < value < math.inf, "a finite number above 0")
+
+
+def _fraction(name, value):
+  _check(name, value, 0.0 <= value < 1.0, "at least 0 and less than 1")

@@ -1,0 +1,109 @@
+"""What a run shows: metrics, pictures, a progress bar, an overview."""
+
+import io
+import json
+import sys
+
+import jax
+import numpy as np
+import tqdm
+from clu import parameter_overview
+from PIL import Image
+
+from jaxgen.data import pipeline
+
+_PIXELS = 64  # smaller images are enlarged to about this in grids
+
+
+class JsonLines:
+  """clu's MetricWriter over workdir/metrics.jsonl (one object a call) and workdir/samples/*.png."""
+
+  def __init__(self, workdir, step):
+    self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+    if self._path.exists():  # what a run that was cut wrote after its last checkpoint
+      lines = self._path.read_text().splitlines(keepends=True)
+      self._path.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+
+  def write_scalars(self, step, scalars):
+    """scalars: name -> number."""
+    line = {"step": step, **{k: float(v) for k, v in scalars.items()}}
+    with self._path.open("a") as f:
+      f.write(json.dumps(line) + "\n")
+
+  def write_images(self, step, images):
+    """images: name -> uint8 [n, H, W, C]; a PNG each."""
+    for name, image in images.items():
+      save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", image[0])
+
+  def flush(self):
+    pass
+
+  close = flush
+
+
+def open_writers(workdir, step):
+  """On host 0, JSON lines and, where it is installed, TensorBoard; elsewhere nothing."""
+  if jax.process_index():
+    return []
+  writers = [JsonLines(workdir, step)]
+  try:
+    from clu.metric_writers import summary_writer  # imports TensorFlow and tensorboard
+  except ImportError:
+    return writers
+  return [*writers, summary_writer.SummaryWriter(str(workdir))]
+
+
+def write(writers, step, scalars):
+  """scalars: name -> number."""
+  for writer in writers:
+    writer.write_scalars(step, scalars)
+    writer.flush()
+
+
+def write_grid(writers, step, images, columns):
+  """images: [n, H, W, C] in [-1, 1], C of 1 or 3."""
+  for writer in writers:
+    writer.write_images(step, {"samples": grid(images, columns)[None]})
+    writer.flush()
+
+
+def grid(images, columns):
+  """[n, H, W, C] in [-1, 1], C of 1 or 3 -> one uint8 image, small ones enlarged."""
+  n, h, w, c = images.shape
+  rows = -(-n // columns)
+  scale = max(1, _PIXELS // max(h, w))
+  x = pipeline.to_uint8(images).repeat(scale, 1).repeat(scale, 2)
+  x = np.concatenate([x, np.full((rows * columns - n, *x.shape[1:]), 255, np.uint8)])
+  x = x.reshape(rows, columns, h * scale, w * scale, c).swapaxes(1, 2)
+  return x.reshape(rows * h * scale, columns * w * scale, c)
+
+
+def save_png(path, image):
+  """image: uint8 [H, W, C], C of 1 or 3; path: an epath.Path, whose folders are made."""
+  buffer = io.BytesIO()
+  Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(buffer.getvalue())
+
+
+def say(line):
+  """Prints a line above the progress bar, on host 0."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def progress(first, steps):
+  """A bar with loss, steps/s and the time left, on host 0."""
+  seconds = 0.1 if sys.stderr.isatty() else 30.0
+  bar = dict(initial=first, total=steps, unit="step", dynamic_ncols=True, mininterval=seconds)
+  return tqdm.tqdm(disable=jax.process_index() != 0, **bar)
+
+
+def overview(method, state, compiled, seconds):
+  """Prints the parameters of every network but the averages, and what the compiled step takes."""
+  for name in state.params.keys() - method.ema.keys():
+    table = parameter_overview.get_parameter_overview(state.params[name], include_stats=False)
+    say(f"Network {name}:\n{table}")
+  memory = compiled.memory_analysis()  # None where the backend does not know
+  used = memory and f", {(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9:.3f} GB"
+  say(f"Compiled the step in {seconds:.1f} s{used or ''} a device on {jax.device_count()} devices")

@@ -1,0 +1,43 @@
+"""Networks and layers that two papers share."""
+
+import jax.numpy as jnp
+
+from jaxgen.nn import mlp, unet
+
+_IMAGE_NETS = {"UNet": unet.UNet, "ResidualMLP": mlp.ResidualMLP}
+
+
+def image_net(name, image_shape, n_classes, **args):
+  """The network of images and times that a config names.
+
+  Args:
+    name: "UNet" or "ResidualMLP". args: its fields, as JSON has them.
+    image_shape: (H, W, C). n_classes: 0, or the number of labels.
+
+  Returns:
+    init(key) -> params, and apply(params, x [B, H, W, C], t [B], label=None, draw=None) -> like x.
+    Without a label a network with classes is given the null class; `draw` is for its dropout.
+
+  Raises:
+    ValueError: a name or a field that does not exist.
+  """
+  if name not in _IMAGE_NETS:
+    raise ValueError(f"net={name!r}: expected one of {', '.join(_IMAGE_NETS)}")
+  fields = _IMAGE_NETS[name].__dataclass_fields__.keys() - {"parent", "name", "n_classes"}
+  if unknown := args.keys() - fields:
+    raise ValueError(f"net_args.{min(unknown)}: {name} has {', '.join(sorted(fields))}")
+  args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+  if "out_channels" in fields:
+    args["out_channels"] = image_shape[-1]
+  net = _IMAGE_NETS[name](n_classes=n_classes, **args)
+
+  def apply(params, x, t, label=None, draw=None):
+    if n_classes and label is None:
+      label = jnp.full(len(x), n_classes)
+    return net.apply({"params": params}, x, t, label, draw)
+
+  def init(key):
+    label = jnp.zeros(1, jnp.int32) if n_classes else None
+    return net.init(key, jnp.zeros((1, *image_shape)), jnp.zeros(1), label)["params"]
+
+  return init, apply

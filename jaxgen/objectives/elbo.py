@@ -1,0 +1,71 @@
+"""Evidence lower bounds and their terms, in nats.
+
+Equations of the diffusion terms: arXiv:2006.11239.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen import noise, paths
+from jaxgen.objectives import likelihood
+
+
+def normal_kl(mean_q, log_var_q, mean_p, log_var_p):
+  """KL(N(mean_q, e^log_var_q) || N(mean_p, e^log_var_p)), elementwise. arXiv:1312.6114, App. B."""
+  ratio = jnp.exp(log_var_q - log_var_p) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p)
+  return 0.5 * (ratio - 1.0 + log_var_p - log_var_q)
+
+
+def diffusion_prior(path, x):
+  """L_T = KL(q(x_T | x) || N(0, I)), per example [B]. arXiv:2006.11239, Eq. 5."""
+  alpha, sigma = path.alpha(path.t_noise), path.sigma(path.t_noise)
+  return _sum(normal_kl(alpha * x, 2.0 * jnp.log(sigma), 0.0, 0.0))
+
+
+def diffusion_term(field, x, x_t, t, *, v=1.0):
+  """L_{t-1} = KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)), per example [B]. Eq. 5.
+
+  At t = 1 it is L_0 = -log p(x | x_1), Eq. 13.
+
+  Args:
+    field: on a paths.Discrete. x, x_t: [B, ...]. t: [B] in 1, ..., T.
+    v: log variance of p between log beta-tilde_t (0) and log beta_t (1), where the field does not
+      predict it. At t = 1, where beta-tilde_t is 0, both are beta-tilde_2, as in the official code;
+      a predicted v mixes beta-tilde_2 with beta_1.
+  """
+  p = field.predict(x_t, t)
+  t = paths.expand(t, x)
+  q = paths.posterior(field.path, t, t - 1.0)
+  second = paths.posterior(field.path, 2.0, 1.0).small
+  log_small = jnp.log(jnp.where(t > 1.0, q.small, second))
+  large = q.large if p.v is not None else jnp.where(t > 1.0, q.large, second)
+  mix = v if p.v is None else p.v
+  log_var = mix * jnp.log(large) + (1.0 - mix) * log_small
+  mean = q.x_weight * p.x + q.x_t_weight * x_t
+  kl = normal_kl(q.x_weight * x + q.x_t_weight * x_t, log_small, mean, log_var)
+  return _sum(jnp.where(t > 1.0, kl, -likelihood.discretized_gaussian(x, mean, 0.5 * log_var)))
+
+
+def diffusion_bound(field, x, keys, *, terms, v=1.0):
+  """An unbiased estimate of the bound on -log P(x), per example [B]. arXiv:2006.11239, Eq. 5.
+
+  `terms` times t, one in each of as many equal strata of 1, ..., T, stand for the whole sum; with
+  terms = T it is every t once.
+  """
+  n_steps = int(field.path.t_noise)
+  if not 1 <= terms <= n_steps:
+    raise ValueError(f"terms={terms}: expected 1 to {n_steps}, the length of the chain")
+
+  def step(total, i):
+    k_t, k_eps = noise.split(noise.fold_in(keys, i))
+    t = 1.0 + jnp.floor((i + noise.uniform(k_t)) * (n_steps / terms))
+    t = jnp.minimum(t, n_steps)  # i + u rounds up to i + 1 once in 2^24
+    x_t = paths.interpolate(field.path, x, noise.normal(k_eps, x.shape[1:]), t)
+    return total + diffusion_term(field, x, x_t, t, v=v), None
+
+  total = jax.lax.scan(step, jnp.zeros(len(x)), jnp.arange(terms))[0]
+  return diffusion_prior(field.path, x) + total * (n_steps / terms)
+
+
+def _sum(x):
+  return jnp.sum(x, axis=tuple(range(1, x.ndim)))

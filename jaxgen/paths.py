@@ -1,0 +1,224 @@
+"""Gaussian probability paths x_t = alpha(t) x + sigma(t) eps, and what a network says about them.
+
+`x` is data and `eps` standard noise, whatever direction t runs in; each path says where its ends
+lie (`t_noise`, `t_data`). A network that predicts eps, x, v, a velocity or a score says one thing, the
+pair (x, eps): the constructors below turn any of them into a `Field`, which every sampler takes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """alpha = t, sigma = 1 - (1 - sigma_min) t. arXiv:2210.02747, Eq. 20; survey Box 11.
+
+  With sigma_min = 0 it is rectified flow's straight line, arXiv:2209.03003, Eq. 1.
+  """
+
+  sigma_min: float = 0.0
+  t_noise = 0.0
+  t_data = 1.0
+
+  def alpha(self, t):
+    return t
+
+  def sigma(self, t):
+    return 1.0 - (1.0 - self.sigma_min) * t
+
+
+@dataclasses.dataclass(frozen=True)
+class VP:
+  """The variance-preserving SDE, beta(t) linear, on t in (0, 1]. arXiv:2011.13456, Eq. 33."""
+
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+  t_noise = 1.0
+  t_data = 1e-3
+
+  def _log_alpha(self, t):
+    return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+  def alpha(self, t):
+    return jnp.exp(self._log_alpha(t))
+
+  def sigma(self, t):  # expm1: exact near t = 0 in float32 too
+    return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+  """DDPM's chain: t = 0 is data, T = len(betas) noise. arXiv:2006.11239, Eq. 4.
+
+  alpha(t)^2 is the paper's alpha-bar_t, exact at the integers and log-linear between them. Official
+  networks count from 0 and are fed t - 1.
+  """
+
+  betas: tuple[float, ...] = tuple(np.linspace(1e-4, 0.02, 1000).tolist())
+  t_data = 0.0
+
+  def __post_init__(self):
+    if not (len(self.betas) and all(0.0 < b < 1.0 for b in self.betas)):
+      raise ValueError(f"betas={self.betas!r}: expected at least one, each between 0 and 1")
+
+  @property
+  def t_noise(self):
+    return float(len(self.betas))
+
+  @functools.cached_property
+  def _log_alphas(self):
+    """log alpha at 0, 1, ..., T, float64."""
+    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas)))])
+
+  def _log_alpha(self, t):
+    knots = np.arange(len(self._log_alphas), dtype=np.float64)
+    return jnp.interp(t, jnp.asarray(knots), jnp.asarray(self._log_alphas))
+
+  def alpha(self, t):
+    return jnp.exp(self._log_alpha(t))
+
+  def sigma(self, t):
+    return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
+
+
+def times(path, n):
+  """float32 [n + 1]: n equal steps from noise to data; whole numbers on a Discrete path."""
+  if isinstance(path, Discrete):
+    if not 1 <= n <= path.t_noise:
+      raise ValueError(f"steps={n}: expected 1 to {int(path.t_noise)}, the length of the chain")
+    return jnp.asarray(np.round(np.linspace(path.t_noise, 0.0, n + 1)), jnp.float32)
+  if n < 1:
+    raise ValueError(f"steps={n}: expected at least 1")
+  return jnp.linspace(path.t_noise, path.t_data, n + 1)
+
+
+def expand(t, x):
+  """[B] or a scalar -> broadcastable against x [B, ...]: the one place where times meet data."""
+  t = jnp.asarray(t, x.dtype)
+  return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
+
+
+def interpolate(path, x, eps, t):
+  """x_t = alpha(t) x + sigma(t) eps, [B, ...]; t [B] or a scalar."""
+  t = expand(t, x)
+  return path.alpha(t) * x + path.sigma(t) * eps
+
+
+def coefficients(path, t):
+  """(alpha, alpha', sigma, sigma') at t, each of t's shape."""
+  one = jnp.ones_like(t)
+  return *jax.jvp(path.alpha, (t,), (one,)), *jax.jvp(path.sigma, (t,), (one,))
+
+
+def velocity(path, x, eps, t):
+  """Conditional velocity dx_t/dt = alpha' x + sigma' eps, [B, ...]. arXiv:2210.02747, Eq. 13-15."""
+  _, d_alpha, _, d_sigma = coefficients(path, expand(t, x))
+  return d_alpha * x + d_sigma * eps
+
+
+def log_snr(path, t):
+  """log(alpha^2 / sigma^2): infinite at the ends where sigma or alpha is 0."""
+  return 2.0 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
+
+
+class Posterior(NamedTuple):
+  """q(x_s | x_t, x) = N(x_weight x + x_t_weight x_t, small); q(x_t | x_s) has variance large."""
+
+  x_weight: jax.Array
+  x_t_weight: jax.Array
+  small: jax.Array
+  large: jax.Array
+
+
+def posterior(path, t, s):
+  """The Posterior of time s, nearer to the data than t. arXiv:2006.11239, Eq. 6-7; survey Box 8.
+
+  On DDPM's chain with s = t - 1, `large` is beta_t and `small` is beta-tilde_t.
+  """
+  # Through the log signal-to-noise ratio, 1 - (alpha_t / alpha_s)^2 keeps its digits in float32.
+  fresh = -jnp.expm1(log_snr(path, t) - log_snr(path, s))
+  alpha_s, sigma_s, sigma_t = path.alpha(s), path.sigma(s), path.sigma(t)
+  ratio = path.alpha(t) / alpha_s
+  return Posterior(
+    alpha_s * fresh, ratio * (sigma_s / sigma_t) ** 2, sigma_s**2 * fresh, sigma_t**2 * fresh
+  )
+
+
+class Prediction(NamedTuple):
+  """x_t taken apart, x_t = alpha x + sigma eps: every parameterisation is affine in this pair."""
+
+  x: jax.Array
+  eps: jax.Array
+  v: jax.Array | None = None  # learned log variance: 0 is `small`, 1 is `large` of the Posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A trained network as samplers see it, whatever it was trained to predict."""
+
+  path: Linear | VP | Discrete
+  predict: Callable  # (x_t [B, ...], t [B]) -> Prediction
+
+  def velocity(self, x_t, t):
+    """dx/dt of the probability flow, [B, ...]; infinite where alpha' or sigma' is."""
+    p = self.predict(x_t, t)
+    return velocity(self.path, p.x, p.eps, t)
+
+  def score(self, x_t, t):
+    """grad log p_t(x_t) = -eps / sigma, [B, ...]; infinite where sigma is 0."""
+    return -self.predict(x_t, t).eps / self.path.sigma(expand(t, x_t))
+
+
+def eps_field(path, fn):
+  """Field of a noise predictor fn(x_t, t) -> eps. Infinite where alpha is 0."""
+
+  def predict(x_t, t):
+    eps, t = fn(x_t, t), expand(t, x_t)
+    return Prediction((x_t - path.sigma(t) * eps) / path.alpha(t), eps)
+
+  return Field(path, predict)
+
+
+def x_field(path, fn):
+  """Field of a denoiser fn(x_t, t) -> x. Infinite where sigma is 0."""
+
+  def predict(x_t, t):
+    x, t = fn(x_t, t), expand(t, x_t)
+    return Prediction(x, (x_t - path.alpha(t) * x) / path.sigma(t))
+
+  return Field(path, predict)
+
+
+def v_field(path, fn):
+  """Field of fn(x_t, t) -> v = alpha eps - sigma x, at both ends. arXiv:2202.00512, App. D."""
+
+  def predict(x_t, t):
+    v, t = fn(x_t, t), expand(t, x_t)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    norm = alpha**2 + sigma**2
+    return Prediction((alpha * x_t - sigma * v) / norm, (sigma * x_t + alpha * v) / norm)
+
+  return Field(path, predict)
+
+
+def velocity_field(path, fn):
+  """Field of fn(x_t, t) -> dx_t/dt. Infinite where alpha' or sigma' is (VP, Discrete at t = 0)."""
+
+  def predict(x_t, t):
+    u, t = fn(x_t, t), expand(t, x_t)
+    alpha, d_alpha, sigma, d_sigma = coefficients(path, t)
+    det = alpha * d_sigma - d_alpha * sigma  # not 0: the signal-to-noise ratio is monotone
+    return Prediction((d_sigma * x_t - sigma * u) / det, (alpha * u - d_alpha * x_t) / det)
+
+  return Field(path, predict)
+
+
+def score_field(path, fn):
+  """Field of fn(x_t, t) -> grad log p_t(x_t). Infinite where alpha is 0."""
+  return eps_field(path, lambda x_t, t: -path.sigma(expand(t, x_t)) * fn(x_t, t))

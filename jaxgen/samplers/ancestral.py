@@ -1,0 +1,31 @@
+"""Ancestral sampling. Ho et al., 2020. arXiv:2006.11239."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen import noise, paths
+
+
+def ancestral(field, x, keys, ts, *, v=1.0, z=None):
+  """Draws from p(x_s | x_t) along `ts`. arXiv:2006.11239, Alg. 2; survey Box 8.
+
+  Args:
+    field: a paths.Field; `guidance.clipped(field)` clips its x as the paper's code does.
+    x: [B, ...] at ts[0]. keys: [B]. ts: [S + 1], from noise to data, any sub-sequence of the chain.
+    v: log variance between log beta-tilde_t (0) and log beta_t (1), the paper's two choices, where
+      the field does not predict it. arXiv:2102.09672, Eq. 15.
+    z: [S, B, ...] in place of normal noise (tests).
+  """
+
+  def step(x, inputs):
+    i, t, s, z = inputs
+    q = paths.posterior(field.path, t, s)
+    p = field.predict(x, jnp.full(x.shape[:1], t))
+    mean = q.x_weight * p.x + q.x_t_weight * x  # Eq. 7
+    mix = v if p.v is None else p.v
+    log_small = jnp.log(jnp.where(q.small > 0.0, q.small, q.large))
+    std = jnp.exp(0.5 * (mix * jnp.log(q.large) + (1.0 - mix) * log_small))
+    z = noise.normal(noise.fold_in(keys, i), x.shape[1:]) if z is None else z
+    return mean + jnp.where(i < len(ts) - 2, std, 0.0) * z, None  # the last step adds no noise
+
+  return jax.lax.scan(step, x, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:], z))[0]
