@@ -1,8 +1,8 @@
 """Gaussian probability paths x_t = alpha(t) x + sigma(t) eps, and what a network says about them.
 
 `x` is data and `eps` standard noise, whatever direction t runs in; each path says where its ends
-lie (`t_noise`, `t_data`). A network that predicts eps, x, v, a velocity or a score says one thing, the
-pair (x, eps): the constructors below turn any of them into a `Field`, which every sampler takes.
+lie (`t_noise`, `t_data`). A network that predicts eps, x, v, a velocity or a score says one thing,
+the pair (x, eps): the constructors below turn any of them into a `Field`, and samplers take those.
 """
 
 import dataclasses
@@ -77,8 +77,9 @@ class Discrete:
     return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas)))])
 
   def _log_alpha(self, t):
-    knots = np.arange(len(self._log_alphas), dtype=np.float64)
-    return jnp.interp(t, jnp.asarray(knots), jnp.asarray(self._log_alphas))
+    table, t = jnp.asarray(self._log_alphas), jnp.asarray(t)
+    i = jnp.clip(jnp.floor(t).astype(jnp.int32), 0, len(self.betas) - 1)
+    return table[i] + (t - i) * (table[i + 1] - table[i])
 
   def alpha(self, t):
     return jnp.exp(self._log_alpha(t))

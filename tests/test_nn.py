@@ -30,7 +30,8 @@ def golden(name):
     if (folder / f"{name}.npz").exists():
       rule = json.loads((folder / f"{name}.json").read_text())
       return np.load(folder / f"{name}.npz"), functools.partial(
-        np.testing.assert_allclose, rtol=rule["rtol"], atol=rule["atol"])
+        np.testing.assert_allclose, rtol=rule["rtol"], atol=rule["atol"]
+      )
   pytest.skip(f"golden vector {name}.npz is neither in tests/golden nor in ../shared/golden")
 
 
@@ -64,7 +65,8 @@ def forward(net):
 def dropped(net):
   """The same with dropout: (params, x, t, label, keys) -> output."""
   return jax.jit(
-    lambda params, *args, keys: net.apply({"params": params}, *args, noise.stream(keys)))
+    lambda params, *args, keys: net.apply({"params": params}, *args, noise.stream(keys))
+  )
 
 
 def keys(seed=0):
@@ -77,15 +79,19 @@ def keys(seed=0):
 def test_timestep_embedding_of_guided_diffusion():
   v, close = golden("timestep_embedding_guided")
   for dim in (128, 7):
-    close(embeddings.timestep_embedding(v["in.timesteps"], dim, endpoint=False, cos_first=True),
-          v[f"out.dim{dim}"])
+    close(
+      embeddings.timestep_embedding(v["in.timesteps"], dim, endpoint=False, cos_first=True),
+      v[f"out.dim{dim}"],
+    )
 
 
 def test_timestep_embedding_of_diffusers():
   v, close = golden("diffusers_timestep_embedding")
   close(embeddings.timestep_embedding(v["in.t"], 32), v["out.default"])
-  close(embeddings.timestep_embedding(v["in.t"], 32, endpoint=False, cos_first=True),
-        v["out.flip_shift0"])
+  close(
+    embeddings.timestep_embedding(v["in.t"], 32, endpoint=False, cos_first=True),
+    v["out.flip_shift0"],
+  )
 
 
 def test_timestep_embedding_closed_form():
@@ -102,9 +108,20 @@ def test_timestep_embedding_closed_form():
 
 def test_unet_has_the_size_of_ddpm():
   parts = {
-    "cond": 328_704, "conv_in": 3_584, "down_0": 870_272, "down_1": 3_480_320,
-    "down_2": 3_215_104, "down_3": 2_625_024, "mid": 2_888_704, "up_3": 6_692_608,
-    "up_2": 6_692_608, "up_1": 7_155_712, "up_0": 1_789_952, "norm_out": 256, "conv_out": 3_459}
+    "cond": 328_704,
+    "conv_in": 3_584,
+    "down_0": 870_272,
+    "down_1": 3_480_320,
+    "down_2": 3_215_104,
+    "down_3": 2_625_024,
+    "mid": 2_888_704,
+    "up_3": 6_692_608,
+    "up_2": 6_692_608,
+    "up_1": 7_155_712,
+    "up_0": 1_789_952,
+    "norm_out": 256,
+    "conv_out": 3_459,
+  }
   params = shapes(unet.UNet(), np.zeros((1, 32, 32, 3)), None)
   found = dict.fromkeys(parts, 0)
   for name, tree in params.items():
@@ -144,8 +161,10 @@ def test_attention_is_softmax_over_all_pixels():
   x = X[:2, :4, :2]  # [B, H, W, C]
   net = unet.Attention(groups=1, dtype=jnp.float32)
   rng = np.random.default_rng(2)
-  params = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32),
-                        jax.eval_shape(net.init, KEY, x)["params"])
+  params = jax.tree.map(
+    lambda s: rng.standard_normal(s.shape).astype(np.float32),
+    jax.eval_shape(net.init, KEY, x)["params"],
+  )
   dense = lambda name, h: h @ params[name]["kernel"] + params[name]["bias"]
   h = (x - x.mean((1, 2, 3), keepdims=True)) / np.sqrt(x.var((1, 2, 3), keepdims=True) + 1e-6)
   h = h * params["norm"]["scale"] + params["norm"]["bias"]
@@ -188,8 +207,7 @@ def test_a_row_does_not_depend_on_the_others(net):
   np.testing.assert_allclose(rolled, roll(y), rtol=1e-5, atol=1e-5)
   others = X.copy()
   others[1:] += 1
-  np.testing.assert_allclose(run(others, T, LABEL, keys=keys())[0], y[0], rtol=1e-5,
-                             atol=1e-5)
+  np.testing.assert_allclose(run(others, T, LABEL, keys=keys())[0], y[0], rtol=1e-5, atol=1e-5)
 
 
 @nets

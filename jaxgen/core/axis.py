@@ -1,7 +1,7 @@
 """Reductions over the devices of a step: real under pmap and shard_map, the identity elsewhere.
 
-With these, a statistic of the batch (batch norm, minibatch stddev, a codebook's counts) is one of the
-*global* batch in every parallel mode, and models never ask for the mode.
+With these, a statistic of the batch (batch norm, minibatch stddev, a codebook's counts) is one of
+the *global* batch in every parallel mode, and models never ask for the mode.
 """
 
 import jax

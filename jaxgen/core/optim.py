@@ -74,7 +74,7 @@ def power_law(*, sigma_rel=0.1):
 
 
 def power_law_exponent(sigma_rel):
-  """gamma, from sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). arXiv:2312.02696, App. C."""
+  """gamma of sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)). arXiv:2312.02696, App. C."""
   a = sigma_rel**-2
   return np.roots([1.0, 7.0, 16.0 - a, 12.0 - a]).real.max()
 

@@ -12,7 +12,8 @@ def ode_log_prob(velocity_fn, x, keys, ts):
   """log p(x) of the flow that turns N(0, I) at ts[-1] into data at ts[0], in nats, [B].
 
   d log p / dt = -div v along the trajectory, arXiv:1806.07366, Eq. 8; the divergence is
-  Hutchinson's e' (dv/dx) e with one Rademacher e an example, arXiv:1810.01367, Eq. 7. Solved by Heun's method.
+  Hutchinson's e' (dv/dx) e with one Rademacher e an example, arXiv:1810.01367, Eq. 7. Heun's method
+  solves it.
 
   Args:
     velocity_fn: (x [B, ...], t [B]) -> dx/dt. x: [B, ...]. keys: [B]. ts: [S + 1], data to noise.

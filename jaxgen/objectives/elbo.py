@@ -5,6 +5,7 @@ Equations of the diffusion terms: arXiv:2006.11239.
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 
 from jaxgen import noise, paths
 from jaxgen.objectives import likelihood
@@ -12,8 +13,8 @@ from jaxgen.objectives import likelihood
 
 def normal_kl(mean_q, log_var_q, mean_p, log_var_p):
   """KL(N(mean_q, e^log_var_q) || N(mean_p, e^log_var_p)), elementwise. arXiv:1312.6114, App. B."""
-  ratio = jnp.exp(log_var_q - log_var_p) + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p)
-  return 0.5 * (ratio - 1.0 + log_var_p - log_var_q)
+  wider = log_var_q - log_var_p  # expm1: no cancellation where the two are almost equal
+  return 0.5 * (jnp.expm1(wider) - wider + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
 
 
 def diffusion_prior(path, x):
@@ -22,7 +23,7 @@ def diffusion_prior(path, x):
   return _sum(normal_kl(alpha * x, 2.0 * jnp.log(sigma), 0.0, 0.0))
 
 
-def diffusion_term(field, x, x_t, t, *, v=1.0):
+def diffusion_term(field, x, x_t, t, *, v=1.0, log_cdf=norm.logcdf):
   """L_{t-1} = KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)), per example [B]. Eq. 5.
 
   At t = 1 it is L_0 = -log p(x | x_1), Eq. 13.
@@ -32,6 +33,7 @@ def diffusion_term(field, x, x_t, t, *, v=1.0):
     v: log variance of p between log beta-tilde_t (0) and log beta_t (1), where the field does not
       predict it. At t = 1, where beta-tilde_t is 0, both are beta-tilde_2, as in the official code;
       a predicted v mixes beta-tilde_2 with beta_1.
+    log_cdf: of likelihood.discretized_gaussian.
   """
   p = field.predict(x_t, t)
   t = paths.expand(t, x)
@@ -43,7 +45,8 @@ def diffusion_term(field, x, x_t, t, *, v=1.0):
   log_var = mix * jnp.log(large) + (1.0 - mix) * log_small
   mean = q.x_weight * p.x + q.x_t_weight * x_t
   kl = normal_kl(q.x_weight * x + q.x_t_weight * x_t, log_small, mean, log_var)
-  return _sum(jnp.where(t > 1.0, kl, -likelihood.discretized_gaussian(x, mean, 0.5 * log_var)))
+  decoder = likelihood.discretized_gaussian(x, mean, 0.5 * log_var, log_cdf=log_cdf)
+  return _sum(jnp.where(t > 1.0, kl, -decoder))
 
 
 def diffusion_bound(field, x, keys, *, terms, v=1.0):

@@ -8,7 +8,8 @@ from jaxgen import noise, paths
 def simple(eps_fn, x, keys, *, path=paths.Discrete(), t=None, eps=None):
   """L_simple: |eps - eps_theta(x_t, t)|^2, per example [B].
 
-  arXiv:2006.11239, Eq. 14; survey Eq. 83, Box 8. The mean over pixels takes the place of the paper's sum, as in its code.
+  arXiv:2006.11239, Eq. 14; survey Eq. 83, Box 8. The mean over pixels takes the place of the
+  paper's sum, as in its code.
 
   Args:
     eps_fn: (x_t [B, ...], t [B]) -> [B, ...], with t = 1, ..., T.

@@ -16,16 +16,17 @@ def ancestral(field, x, keys, ts, *, v=1.0, z=None):
       the field does not predict it. arXiv:2102.09672, Eq. 15.
     z: [S, B, ...] in place of normal noise (tests).
   """
+  steps = len(ts) - 1
+  q = paths.posterior(field.path, ts[:-1], ts[1:])
+  log_large, log_small = jnp.log(q.large), jnp.log(jnp.where(q.small > 0.0, q.small, q.large))
 
   def step(x, inputs):
-    i, t, s, z = inputs
-    q = paths.posterior(field.path, t, s)
+    i, t, q, log_large, log_small, z = inputs
     p = field.predict(x, jnp.full(x.shape[:1], t))
     mean = q.x_weight * p.x + q.x_t_weight * x  # Eq. 7
     mix = v if p.v is None else p.v
-    log_small = jnp.log(jnp.where(q.small > 0.0, q.small, q.large))
-    std = jnp.exp(0.5 * (mix * jnp.log(q.large) + (1.0 - mix) * log_small))
+    std = jnp.exp(0.5 * (mix * log_large + (1.0 - mix) * log_small))
     z = noise.normal(noise.fold_in(keys, i), x.shape[1:]) if z is None else z
-    return mean + jnp.where(i < len(ts) - 2, std, 0.0) * z, None  # the last step adds no noise
+    return mean + jnp.where(i < steps - 1, std, 0.0) * z, None  # the last step adds no noise
 
-  return jax.lax.scan(step, x, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:], z))[0]
+  return jax.lax.scan(step, x, (jnp.arange(steps), ts[:-1], q, log_large, log_small, z))[0]

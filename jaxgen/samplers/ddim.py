@@ -16,16 +16,22 @@ def ddim(field, x, keys, ts, *, eta=0.0, z=None):
       eta = 0, it encodes.
     z: [S, B, ...] in place of normal noise (tests).
   """
-  path = field.path
+  t, s = ts[:-1], ts[1:]  # s is nearer to the data
+  (alpha_t, alpha_s), (sigma_t, sigma_s) = (
+    map(field.path.alpha, (t, s)),
+    map(field.path.sigma, (t, s)),
+  )
+  lost = jnp.sqrt(jnp.maximum(1.0 - (alpha_t / alpha_s) ** 2, 0.0))
+  std = eta * sigma_s / sigma_t * lost  # Eq. 16
+  kept = jnp.sqrt(jnp.maximum(sigma_s**2 - std**2, 0.0))
 
   def step(x, inputs):
-    i, t, s, z = inputs  # s is nearer to the data than t
-    alpha_t, sigma_t, alpha_s, sigma_s = path.alpha(t), path.sigma(t), path.alpha(s), path.sigma(s)
+    i, t, alpha_s, kept, std, z = inputs
     p = field.predict(x, jnp.full(x.shape[:1], t))
-    lost = jnp.sqrt(jnp.maximum(1.0 - (alpha_t / alpha_s) ** 2, 0.0))
-    std = eta * sigma_s / sigma_t * lost  # Eq. 16
-    x = alpha_s * p.x + jnp.sqrt(jnp.maximum(sigma_s**2 - std**2, 0.0)) * p.eps  # Eq. 12
+    x = alpha_s * p.x + kept * p.eps  # Eq. 12
+    if isinstance(eta, (int, float)) and eta == 0:
+      return x, None
     z = noise.normal(noise.fold_in(keys, i), x.shape[1:]) if z is None else z
     return x + std * z, None
 
-  return jax.lax.scan(step, x, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:], z))[0]
+  return jax.lax.scan(step, x, (jnp.arange(len(t)), t, alpha_s, kept, std, z))[0]

@@ -20,9 +20,15 @@ def reference(channels, multipliers, n_res_blocks, attends, groups, n_classes=0)
     block_out_channels=[channels * m for m in multipliers],
     down_block_types=[name.format("Down") for name in attn],
     up_block_types=[name.format("Up") for name in reversed(attn)],
-    layers_per_block=n_res_blocks, norm_num_groups=groups, norm_eps=1e-6, attention_head_dim=None,
-    freq_shift=1, flip_sin_to_cos=False, downsample_padding=0,
-    num_class_embeds=n_classes + 1 if n_classes else None)
+    layers_per_block=n_res_blocks,
+    norm_num_groups=groups,
+    norm_eps=1e-6,
+    attention_head_dim=None,
+    freq_shift=1,
+    flip_sin_to_cos=False,
+    downsample_padding=0,
+    num_class_embeds=n_classes + 1 if n_classes else None,
+  )
   rng = np.random.default_rng(0)
   with torch.no_grad():
     for name, p in model.named_parameters():
@@ -62,12 +68,14 @@ def test_small_output_and_gradient(attends, n_classes):
   w = np.random.default_rng(2).standard_normal(x.shape).astype(np.float32)
 
   x_torch = nchw(x).requires_grad_()
-  y_torch = model(x_torch, torch.from_numpy(t),
-                  None if label is None else torch.from_numpy(label)).sample
+  y_torch = model(
+    x_torch, torch.from_numpy(t), None if label is None else torch.from_numpy(label)
+  ).sample
   (y_torch * nchw(w)).sum().backward()
 
-  net = unet.UNet(**SMALL, attention=tuple(16 // 2**i for i in range(3) if attends[i]),
-                  n_classes=n_classes)
+  net = unet.UNet(
+    **SMALL, attention=tuple(16 // 2**i for i in range(3) if attends[i]), n_classes=n_classes
+  )
   params = ddpm.from_diffusers(tensors(model))
   assert_same_tree(net, params, x, t, label)
 
@@ -108,8 +116,9 @@ def test_old_names_missing_and_left_over():
       with pytest.raises((KeyError, ValueError), match=r"\.(weight|bias)"):
         ddpm.from_diffusers({k: v for k, v in given.items() if k != name})
   with pytest.raises(KeyError, match="up_blocks.1.attentions.0.to_v.bias"):
-    ddpm.from_diffusers({k: v for k, v in given.items()
-                         if k != "up_blocks.1.attentions.0.to_v.bias"})
+    ddpm.from_diffusers(
+      {k: v for k, v in given.items() if k != "up_blocks.1.attentions.0.to_v.bias"}
+    )
   with pytest.raises(ValueError, match="encoder.weight"):
     ddpm.from_diffusers({**given, "encoder.weight": np.zeros(3)})
 

@@ -2,8 +2,8 @@
 
 Survey R06, Eq. 107-112, Box 11.
 
-A network regressed on the velocities of straight conditional paths (the paper's OT path), sampled by
-an ODE solver. Deviations: DDPM's UNet in place of ADM's; classes, with labels dropped for
+A network regressed on the velocities of straight conditional paths (the paper's OT path), sampled
+by an ODE solver. Deviations: DDPM's UNet in place of ADM's; classes, with labels dropped for
 classifier-free guidance (arXiv:2207.12598), are not in the paper.
 """
 

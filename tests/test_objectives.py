@@ -1,0 +1,221 @@
+"""Losses, bounds and densities against closed forms, then golden vectors."""
+
+import functools
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GaussianData
+from scipy.stats import norm
+
+from jaxgen import noise, paths
+from jaxgen.objectives import change_of_variables, elbo, likelihood, score, velocity
+from jaxgen.samplers import guidance
+
+DATA = GaussianData()
+keys = lambda: noise.rows(jax.random.key(0), 512)
+X = DATA.mean + DATA.std * jax.random.normal(jax.random.key(1), (512, 3))
+LEVELS = jnp.arange(256.0)[:, None] / 127.5 - 1.0
+
+
+def test_flow_matching_of_a_known_network():
+  """v = 0 leaves the squared length of the target, which is x - eps at every t."""
+  eps = jax.random.normal(jax.random.key(2), X.shape)
+  loss = velocity.flow_matching(lambda x, t: jnp.zeros_like(x), X, keys(), eps=eps)
+  assert loss.shape == (512,)
+  np.testing.assert_allclose(loss, ((X - eps) ** 2).mean(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "loss, exact",
+  [
+    (velocity.flow_matching, DATA.field(paths.Linear()).velocity),
+    (score.simple, lambda x, t: DATA.field(paths.Discrete()).predict(x, t).eps),
+  ],
+  ids=["flow matching", "denoising score matching"],
+)
+def test_the_exact_field_is_the_minimum(loss, exact):
+  """The slope along a perturbation of the network vanishes there, and not beside it."""
+
+  @jax.jit
+  def slope(size):
+    n = 100_000
+    keys, x = noise.rows(jax.random.key(3), n), DATA.mean + DATA.std * _normal(4, n)
+    fn = lambda size: loss(lambda x, t: exact(x, t) + size * jnp.sin(3.0 * x), x, keys).mean()
+    return jax.grad(fn)(size)
+
+  assert abs(slope(0.0)) < 0.01 < abs(slope(0.1))
+
+
+def _normal(seed, n):
+  return jax.random.normal(jax.random.key(seed), (n, 1))
+
+
+def test_score_matching_draws_every_time_once_in_a_while():
+  path = paths.Discrete(betas=(0.1, 0.2, 0.3))
+  seen = []
+  score.simple(lambda x, t: seen.append(t) or x, X, keys(), path=path)
+  values, counts = np.unique(seen[0], return_counts=True)
+  np.testing.assert_array_equal(values, [1.0, 2.0, 3.0])
+  assert counts.min() > 512 / 3 * 0.8
+
+
+@pytest.mark.parametrize("loss", [velocity.flow_matching, score.simple])
+def test_losses_are_float32_for_low_precision_data(loss):
+  fn = lambda x, t: x
+  low = loss(fn, X.astype(jnp.bfloat16), keys())
+  assert low.dtype == jnp.float32
+  np.testing.assert_allclose(
+    low.mean(), loss(fn, X, keys()).mean(), rtol=1e-2
+  )  # 8 bits of mantissa
+
+
+def test_kl_of_normals_is_its_integral():
+  q, p = norm(0.3, np.exp(0.2)), norm(-0.5, np.exp(-0.1))
+  z = np.linspace(-15.0, 15.0, 200_001)
+  integral = np.trapezoid(q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), z)
+  np.testing.assert_allclose(elbo.normal_kl(0.3, 0.4, -0.5, -0.2), integral, rtol=1e-5)
+  assert elbo.normal_kl(0.3, 0.4, 0.3, 0.4) == 0.0
+
+
+@pytest.mark.parametrize("log_std", [-7.0, -4.0, -1.0, 1.0])
+def test_the_256_probabilities_of_a_pixel_sum_to_one(log_std):
+  mean = jnp.linspace(-1.2, 1.2, 7)[None]
+  p = jnp.exp(likelihood.discretized_gaussian(LEVELS, mean, log_std))
+  np.testing.assert_allclose(p.sum(0), 1.0, rtol=1e-4)  # 256 float32 terms
+
+
+def test_discretized_gaussian_keeps_its_tails():
+  """Where 1 - 1 would be left of the difference of two distribution functions."""
+  x, mean, std = LEVELS[200, 0], -0.5, 0.05
+  up, down = ((x - mean + s * likelihood.BIN / 2) / std for s in (1, -1))
+  exact = norm.logcdf(-down) + np.log1p(-np.exp(norm.logcdf(-up) - norm.logcdf(-down)))
+  ours = likelihood.discretized_gaussian(x, mean, jnp.log(std))
+  np.testing.assert_allclose(ours, exact, rtol=1e-4)
+  slope = jax.grad(lambda m: likelihood.discretized_gaussian(x, m, jnp.log(std)))(mean)
+  assert jnp.isfinite(slope) and slope > 0
+
+
+def test_dequantized_pixels_stay_in_their_bins():
+  x = likelihood.dequantize(noise.rows(jax.random.key(0), 256), LEVELS)
+  np.testing.assert_array_equal(jnp.round((x + 1.0) * 127.5), jnp.arange(256.0)[:, None])
+
+
+def test_ode_log_prob_of_gaussian_data_is_its_density():
+  """One dimension: Hutchinson's estimate is exact there. 1e-3: Heun's error with 100 steps."""
+  x = X[:, :1]
+  log_prob = change_of_variables.ode_log_prob
+  exact = norm.logpdf(x[:, 0], DATA.mean, DATA.std)
+  for path, ts in [(paths.Linear(), jnp.linspace(1.0, 0.0, 101)), (paths.VP(), None)]:
+    ts = paths.times(path, 400)[::-1] if ts is None else ts
+    ours = jax.jit(functools.partial(log_prob, DATA.field(path).velocity))(x, keys(), ts)
+    # VP stops at t = 1e-3, where the data has a little noise, and starts from almost N(0, 1).
+    np.testing.assert_allclose(ours, exact, atol=1e-3 if ts[0] == 1.0 else 2e-2)
+
+
+def test_hutchinson_agrees_with_the_exact_trace_in_expectation():
+  """A linear field that rotates and stretches: log-density N(z) + trace, whatever the rotation."""
+  a = jnp.array([[0.4, 2.0], [-1.0, -0.1]])
+  x = jnp.broadcast_to(jnp.array([0.3, -0.2]), (20_000, 2))
+  run = functools.partial(change_of_variables.ode_log_prob, lambda x, t: x @ a.T)
+  ours = jax.jit(run)(x, noise.rows(jax.random.key(5), len(x)), jnp.linspace(0.0, 1.0, 41))
+  z = jax.scipy.linalg.expm(a) @ x[0]
+  exact = norm.logpdf(z).sum() + jnp.trace(a)
+  assert ours.std() > 0.5
+  np.testing.assert_allclose(ours.mean(), exact, atol=4 * ours.std() / 20_000**0.5)
+
+
+def test_diffusion_bound_is_below_the_evidence_and_its_terms_add_up():
+  """Gaussian data in one dimension: the exact reverse mean leaves only the chain's steps."""
+  path = paths.Discrete(tuple(np.linspace(1e-4, 0.2, 100)))
+  x = jnp.round((X[:, :1] * 0.3 + 1.0) * 127.5) / 127.5 - 1.0
+  field = GaussianData(DATA.mean * 0.3, DATA.std * 0.3).field(path)
+  bound = jax.jit(functools.partial(elbo.diffusion_bound, field), static_argnames="terms")
+  whole = bound(x, keys(), terms=100)
+  evidence = -norm.logpdf(x[:, 0], DATA.mean * 0.3, DATA.std * 0.3) - np.log(likelihood.BIN)
+  assert 0.0 < float(jnp.mean(whole - evidence)) < 0.2  # nats
+  few = bound(x, keys(), terms=10)
+  error = 4 * float(jnp.std(few - whole)) / 512**0.5
+  np.testing.assert_allclose(few.mean(), whole.mean(), atol=error)
+
+
+def test_bound_terms_out_of_range_are_refused():
+  with pytest.raises(ValueError, match="terms=101: expected 1 to 100"):
+    path = paths.Discrete((0.01,) * 100)
+    elbo.diffusion_bound(DATA.field(path), X, keys(), terms=101)
+
+
+def test_golden_normal_kl():
+  x, close = golden.load("normal_kl")
+  close(elbo.normal_kl(*(x[f"in.{k}"] for k in ("mean1", "logvar1", "mean2", "logvar2"))), "kl")
+
+
+def test_golden_discretized_gaussian():
+  x, close = golden.load("discretized_gaussian_log_likelihood")
+  log_cdf = likelihood.tanh_log_cdf
+  ours = likelihood.discretized_gaussian(
+    x["in.x"], x["in.means"], x["in.log_scales"], log_cdf=log_cdf
+  )
+  z = jnp.linspace(-5.0, 5.0, 1001)
+  assert jnp.abs(jnp.exp(log_cdf(z)) - norm.cdf(z)).max() < 2e-4
+  close(ours, "log_probs", where=np.asarray(ours) > -6)  # the source's float32 noise below
+
+
+golden_term = functools.partial(elbo.diffusion_term, log_cdf=likelihood.tanh_log_cdf)
+
+
+def _per_dim(nats, x):
+  return np.asarray(nats) / x[0].size / np.log(2.0)
+
+
+def test_golden_terms_of_the_bound():
+  x, close = golden.load("vlb_terms_bpd")
+  path, t = paths.Discrete(), jnp.asarray(x["in.t"] + 1, jnp.float32)
+  eps, v = np.split(x["in.model_output"], 2, axis=1)
+
+  def predict(x_t, t):
+    return paths.eps_field(path, lambda *_: eps).predict(x_t, t)._replace(v=(v + 1.0) / 2.0)
+
+  field = paths.Field(path, predict)
+  ours = golden_term(field, x["in.x_start"], x["in.x_t"], t)
+  close(_per_dim(ours, x["in.x_t"]), "vb")
+  close(field.predict(x["in.x_t"], t).x, "pred_xstart")
+
+
+def test_golden_whole_bound():
+  """guided-diffusion's calc_bpd_loop on a cosine chain of 20 steps with learned variance."""
+  x, close = golden.load("calc_bpd_loop_T20")
+  bar = lambda t: np.cos((t / 20 + 0.008) / 1.008 * np.pi / 2) ** 2
+  path = paths.Discrete(tuple(min(1 - bar(i + 1) / bar(i), 0.999) for i in range(20)))
+  eps_fn = lambda x_t, t: (
+    0.8 * jnp.tanh(x_t) * (0.5 + (t - 1) / 2000) + 0.1 * jnp.cos((t - 1) / 100)
+  )
+  clipped = guidance.clipped(
+    paths.eps_field(path, lambda x_t, t: eps_fn(x_t, paths.expand(t, x_t)))
+  )
+  field = paths.Field(
+    path, lambda x_t, t: clipped.predict(x_t, t)._replace(v=(jnp.sin(3.0 * x_t) + 1.0) / 2.0)
+  )
+  start, terms = jnp.asarray(x["in.x_start"]), []
+  for t in range(1, 21):
+    t_rows = jnp.full(2, float(t))
+    x_t = paths.interpolate(path, start, x["in.noise"][20 - t], t_rows)
+    terms.insert(0, _per_dim(golden_term(field, start, x_t, t_rows), start))
+  prior = _per_dim(elbo.diffusion_prior(path, start), start)
+  # L_0 is left out, and 0.3 % of the sum: bins of probability 1e-6 are float32 noise in the source,
+  # which subtracts distribution functions near one. test_golden_discretized_gaussian has the rest.
+  close(np.stack(terms, 1), "vb", where=np.arange(20) < 19)
+  close(prior, "prior_bpd")
+  ours = np.stack(terms, 1).sum(1) + prior
+  close(ours, "total_bpd", rtol=3e-3)
+
+
+def test_golden_conditional_flow_matching():
+  x, close = golden.load("cfm_fm_lipman")
+  with jax.enable_x64(True):
+    path, t = paths.Linear(sigma_min=0.1), jnp.asarray(x["in.t"])
+    close(paths.interpolate(path, x["in.x1"], x["in.epsilon"], t), "x_t")
+    close(paths.velocity(path, x["in.x1"], x["in.epsilon"], t), "u_t")
+    close(path.sigma(t), "sigma_t")
