@@ -20,7 +20,7 @@ def plain():
   """Stochastic loss, average, an hparam that varies in time."""
 
   def loss(vars, batch, keys, *, scale):
-    x = batch["image"] @ vars.params["w"]
+    x = batch["x"] @ vars.params["w"]
     error = (x + scale * noise.normal(keys, (3,))) ** 2
     return jnp.mean(error), Aux({"error": jnp.mean(error)})
 
@@ -60,7 +60,7 @@ def adversarial():
   score = lambda vars, x: critic.apply({"params": vars.params["critic"]}, x).mean()
 
   def critic_loss(vars, batch, keys):
-    return score(vars, generate(vars, keys)[0]) - score(vars, batch["image"]), Aux()
+    return score(vars, generate(vars, keys)[0]) - score(vars, batch["x"]), Aux()
 
   def gen_loss(vars, batch, keys):
     fake, stats = generate(vars, keys)
@@ -68,7 +68,7 @@ def adversarial():
 
   def penalty(vars, batch, keys):
     per_row = lambda x: jnp.sum(critic.apply({"params": vars.params["critic"]}, x))
-    return jnp.mean(jnp.sum(jax.grad(per_row)(batch["image"]) ** 2, -1)), Aux()
+    return jnp.mean(jnp.sum(jax.grad(per_row)(batch["x"]) ** 2, -1)), Aux()
 
   sgd = optax.sgd(0.1)
   phases = {
@@ -83,7 +83,7 @@ def accumulation(k=2):
   """k micro-batches an update."""
 
   def loss(vars, batch, keys):
-    return jnp.mean((batch["image"] @ vars.params["w"] - noise.normal(keys, (3,))) ** 2), Aux()
+    return jnp.mean((batch["x"] @ vars.params["w"] - noise.normal(keys, (3,))) ** 2), Aux()
 
   phase = Phase(loss, ("w",), optax.sgd(0.1), accumulate=k)
   return Method(lambda key: Vars({"w": jnp.ones((16, 3))}), {"w": phase})
@@ -93,7 +93,7 @@ def codebook():
   """State that no gradient touches: counts of the global batch, restarts from its rows."""
 
   def loss(vars, batch, keys):
-    x, (count, total) = batch["image"] * vars.params["scale"], vars.extra["vq"]
+    x, (count, total) = batch["x"] * vars.params["scale"], vars.extra["vq"]
     codes = total / jnp.maximum(count, 1e-3)[:, None]
     index = jnp.argmin(jnp.sum((x[:, None] - codes[None]) ** 2, -1), 1)
     one_hot = jax.nn.one_hot(index, len(count))
@@ -114,14 +114,14 @@ def calibrated():
   """Data-dependent initialisation from the global batch."""
 
   def calibrate(vars, batch, keys):
-    x = batch["image"]
+    x = batch["x"]
     mean = axis.mean(x.mean(0, keepdims=True))
     var = axis.mean(((x - mean) ** 2).mean(0, keepdims=True))
     return vars._replace(params={"net": {"shift": -mean, "log_scale": -0.5 * jnp.log(var)}})
 
   def loss(vars, batch, keys):
     p = vars.params["net"]
-    y = (batch["image"] + p["shift"]) * jnp.exp(p["log_scale"])
+    y = (batch["x"] + p["shift"]) * jnp.exp(p["log_scale"])
     return jnp.mean(0.5 * jnp.sum(y**2, -1) - p["log_scale"].sum()), Aux()
 
   init = lambda key: Vars({"net": {"shift": jnp.zeros((1, 16)), "log_scale": jnp.zeros((1, 16))}})
@@ -135,7 +135,7 @@ KINDS = {f.__name__: f() for f in (plain, adversarial, accumulation, codebook, c
 
 def batch_of(method, rows=32):
   shape = (micro_batches(method), rows, 16)
-  return {"image": np.random.default_rng(0).random(shape, np.float32)}
+  return {"x": np.random.default_rng(0).random(shape, np.float32)}
 
 
 def start(method):
@@ -174,14 +174,14 @@ def test_an_unknown_mode_is_refused():
 
 
 def test_accumulation_is_one_big_batch():
-  """The gradient of the mean over 32 rows, however they are cut; noise goes with the micro-batch."""
+  """The gradient of the mean over 32 rows, however they are cut."""
   x = np.random.default_rng(0).random((32, 16), np.float32)
 
   def run(k):
-    loss = lambda vars, batch, keys: (jnp.mean((batch["image"] @ vars.params["w"]) ** 2), Aux())
+    loss = lambda vars, batch, keys: (jnp.mean((batch["x"] @ vars.params["w"]) ** 2), Aux())
     phase = Phase(loss, ("w",), optax.adam(1e-2), accumulate=k)
     method = Method(lambda key: Vars({"w": jnp.ones((16, 3))}), {"w": phase})
-    batch = {"image": x.reshape(k, -1, 16)}
+    batch = {"x": x.reshape(k, -1, 16)}
     return step.train_step(method, step.init_state(method, KEY(0)), batch, KEY(1))[0].params["w"]
 
   np.testing.assert_allclose(run(4), run(1), rtol=1e-6)
@@ -189,13 +189,13 @@ def test_accumulation_is_one_big_batch():
 
 def test_repeats_are_updates_on_their_own_micro_batches():
   """Three SGD updates by hand."""
-  loss = lambda vars, batch, keys: (jnp.mean((batch["image"] - vars.params["w"][None]) ** 2), Aux())
+  loss = lambda vars, batch, keys: (jnp.mean((batch["x"] - vars.params["w"][None]) ** 2), Aux())
   phase = Phase(loss, ("w",), optax.sgd(0.5), repeats=3)
   method = Method(lambda key: Vars({"w": jnp.zeros(16)}), {"w": phase})
   batch = batch_of(method)
   state, _ = step.train_step(method, step.init_state(method, KEY(0)), batch, KEY(1))
   w = np.zeros(16)
-  for x in batch["image"]:
+  for x in batch["x"]:
     w = w - 0.5 * 2.0 * (w - x.mean(0)) / 16
   np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
 
@@ -238,7 +238,7 @@ def test_noise_differs_between_steps_phases_and_rows():
   method = Method(lambda key: Vars({"w": jnp.ones(())}), {"a": phase, "b": phase})
   state = step.init_state(method, KEY(0))
   for _ in range(2):
-    state, _ = step.train_step(method, state, {"image": jnp.zeros((2, 8, 1))}, KEY(1))
+    state, _ = step.train_step(method, state, {"x": jnp.zeros((2, 8, 1))}, KEY(1))
   jax.effects_barrier()
   assert len(set(seen)) == len(seen) == 2 * 2 * 2 * 8
 

@@ -58,10 +58,11 @@ def get_config(variant="cifar10"):
     )
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
     c.train.update(
-      steps=1500, sample_every=500, eval_every=1500, eval_examples=500, checkpoint_every=500
+      steps=2000, sample_every=500, eval_every=2000, eval_examples=500, checkpoint_every=500
     )
   elif variant == "digits":
-    c.args.update(image_shape=(8, 8, 1), n_classes=10, net="ResidualMLP", net_args=dict(width=256))
+    c.args.update(image_shape=(8, 8, 1), n_classes=10, net="ResidualMLP")
+    c.args.net_args = dict(width=256)
     c.data.update(source="digits", batch_size=256)
     c.train.update(steps=3000, sample_every=1000, eval_every=1000, checkpoint_every=1000)
   elif variant == "smoke":
@@ -69,6 +70,7 @@ def get_config(variant="cifar10"):
       image_shape=(8, 8, 1), n_classes=10, sampler=dict(name="ancestral", steps=4), bound_terms=2
     )
     c.args.net_args.update(channels=8, multipliers=(1, 2), n_res_blocks=1, attention=(4,))
+    c.args.tx.warmup = 0
     c.data.update(source="digits", batch_size=16)
     c.train.update(
       steps=4, log_every=2, sample_every=4, eval_every=4, eval_examples=20, checkpoint_every=2

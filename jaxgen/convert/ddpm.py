@@ -95,6 +95,8 @@ def from_diffusers(tensors):
     if i > 0:
       params[f"upsample_{i}"] = layer(f"{up}.upsamplers.0.conv")
   if left:
-    raise ValueError(f"no place for {sorted(left)}: expected a UNet2DModel with {levels} levels "
-                     f"of {n_res_blocks} blocks")
+    raise ValueError(
+      f"no place for {sorted(left)}: expected a UNet2DModel with {levels} levels "
+      f"of {n_res_blocks} blocks"
+    )
   return params

@@ -29,6 +29,7 @@ class Conditioning(nn.Module):
   embedding of the label. Labels are int32, 0 to n_classes - 1; one more, n_classes, is the null
   class of classifier-free guidance, arXiv:2207.12598: whoever trains it replaces labels by it.
   """
+
   dim: int
   width: int
   n_classes: int = 0
@@ -40,11 +41,17 @@ class Conditioning(nn.Module):
       allowed = "int32 [B]" if self.n_classes else "None"
       given = None if label is None else label.shape
       raise ValueError(f"label={given}: expected {allowed}, as n_classes={self.n_classes}")
-    dense = lambda name: nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(),
-                                  dtype=self.dtype, name=name)
+    dense = lambda name: nn.Dense(
+      self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name
+    )
     c = dense("time_0")(timestep_embedding(t, self.dim))
     c = dense("time_1")(nn.swish(c))
     if self.n_classes:
-      c += nn.Embed(self.n_classes + 1, self.width, embedding_init=nn.initializers.normal(1.0),
-                    dtype=self.dtype, name="label")(label)
+      c += nn.Embed(
+        self.n_classes + 1,
+        self.width,
+        embedding_init=nn.initializers.normal(1.0),
+        dtype=self.dtype,
+        name="label",
+      )(label)
     return c

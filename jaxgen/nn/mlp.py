@@ -17,6 +17,7 @@ class ResidualMLP(nn.Module):
   Labels are 0 to n_classes, the last being the null class of classifier-free guidance. At
   initialisation every block is the identity and the output 0.
   """
+
   width: int = 256
   depth: int = 4
   n_classes: int = 0
@@ -30,8 +31,11 @@ class ResidualMLP(nn.Module):
     zero = nn.initializers.zeros
     norm = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)
 
-    c = nn.swish(embeddings.Conditioning(self.width, self.width, self.n_classes, self.dtype,
-                                         name="cond")(t, label))
+    c = nn.swish(
+      embeddings.Conditioning(self.width, self.width, self.n_classes, self.dtype, name="cond")(
+        t, label
+      )
+    )
     h = dense(self.width, "in")(x.reshape(len(x), -1))  # [B, width]
     for i in range(self.depth):
       modulation = dense(3 * self.width, f"block_{i}_modulation", kernel_init=zero)(c)

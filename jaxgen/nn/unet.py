@@ -32,6 +32,7 @@ def dropout(x, rate, draw):
 
 class ResBlock(nn.Module):
   """Residual block with c added in its middle, [B, H, W, C] -> [B, H, W, channels]."""
+
   channels: int
   groups: int
   dropout: float
@@ -41,8 +42,9 @@ class ResBlock(nn.Module):
   def __call__(self, x, c, draw=None):
     """c: [B, D]; draw: see UNet."""
     norm = lambda name: nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name=name)
-    conv = lambda init, name: nn.Conv(self.channels, (3, 3), kernel_init=init, dtype=self.dtype,
-                                      name=name)
+    conv = lambda init, name: nn.Conv(
+      self.channels, (3, 3), kernel_init=init, dtype=self.dtype, name=name
+    )
     dense = lambda name: nn.Dense(self.channels, kernel_init=uniform, dtype=self.dtype, name=name)
 
     h = conv(uniform, "conv_0")(nn.swish(norm("norm_0")(x)))
@@ -54,6 +56,7 @@ class ResBlock(nn.Module):
 
 class Attention(nn.Module):
   """Residual self-attention with one head over all pixels, [B, H, W, C] -> [B, H, W, C]."""
+
   groups: int
   dtype: jnp.dtype
 
@@ -83,6 +86,7 @@ class UNet(nn.Module):
   n_classes: 0 is unconditional; otherwise labels are 0 to n_classes, the last being the null class
   of classifier-free guidance.
   """
+
   channels: int = 128
   multipliers: tuple[int, ...] = (1, 2, 2, 2)
   n_res_blocks: int = 2
@@ -102,8 +106,10 @@ class UNet(nn.Module):
     levels = len(self.multipliers)
     H, W = x.shape[1:3]
     if H % 2 ** (levels - 1) or W % 2 ** (levels - 1):
-      raise ValueError(f"x has height and width {H}, {W}: expected multiples of "
-                       f"{2 ** (levels - 1)} for {levels} multipliers")
+      raise ValueError(
+        f"x has height and width {H}, {W}: expected multiples of "
+        f"{2 ** (levels - 1)} for {levels} multipliers"
+      )
     heights = [H // 2**i for i in range(levels)]
     if not set(self.attention) <= set(heights):
       raise ValueError(f"attention={tuple(self.attention)}: expected heights among {heights}")
@@ -111,8 +117,9 @@ class UNet(nn.Module):
     groups = group_count(self.channels)
 
     def conv(features, name, **kwargs):
-      return nn.Conv(features, (3, 3), **{"kernel_init": uniform, "dtype": self.dtype, **kwargs},
-                     name=name)
+      return nn.Conv(
+        features, (3, 3), **{"kernel_init": uniform, "dtype": self.dtype, **kwargs}, name=name
+      )
 
     def res(h, level, name):
       width = self.channels * self.multipliers[level]
@@ -121,8 +128,9 @@ class UNet(nn.Module):
     def attend(h, name):
       return Attention(groups, self.dtype, name=name)(h)
 
-    c = embeddings.Conditioning(self.channels, 4 * self.channels, self.n_classes, self.dtype,
-                                name="cond")(t, label)
+    c = embeddings.Conditioning(
+      self.channels, 4 * self.channels, self.n_classes, self.dtype, name="cond"
+    )(t, label)
     h = conv(self.channels, "conv_in")(x)
     skips = [h]
 

@@ -1,0 +1,42 @@
+# make quickstart   trains on handwritten digits, two minutes, and shows samples
+# make test         the test suite            make parity       against PyTorch implementations
+# make test-newest  the same on the newest Python at hand
+
+PYTHON ?= python3
+EXTRAS ?= test
+NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
+
+.PHONY: quickstart test parity test-newest clean
+
+quickstart: .venv/ready
+	.venv/bin/python -m experiments.quickstart
+
+test: .venv/ready
+	.venv/bin/ruff check -q . && .venv/bin/ruff format -q --check .
+	.venv/bin/python -m pytest -n 2
+
+parity: .venv-parity/ready
+	.venv-parity/bin/python -m pytest -o addopts="" -q tests/parity
+
+test-newest: .venv-newest/ready
+	.venv-newest/bin/python -m pytest -n 2
+
+.venv/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q -e ".[$(EXTRAS)]"
+	touch $@
+
+.venv-parity/ready: setup.cfg pyproject.toml
+	$(PYTHON) -c "import sys; assert sys.version_info[:2] == (3, 11), 'make parity PYTHON=python3.11'"
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/pip install -q -e ".[test,parity]"
+	touch $@
+
+.venv-newest/ready: setup.cfg pyproject.toml
+	@test -n "$(NEWEST)" || (echo "no Python 3.12 or 3.13 is here: make test-newest NEWEST=..."; exit 1)
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-parity .venv-newest

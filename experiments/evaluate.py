@@ -1,0 +1,41 @@
+r"""What the method of a run offers on a split of its data: nats and bits per dimension.
+
+python -m experiments.evaluate --workdir=runs/ddpm [--n=1000] [--source=npz:data/cifar10]
+"""
+
+import json
+
+import jax
+from absl import app, flags
+
+from jaxgen.core import checkpoint, inference, parallel
+from jaxgen.core import config as config_lib
+from jaxgen.data import sources
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.", required=True)
+SOURCE = flags.DEFINE_string("source", None, "In place of the run's data.source.")
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Of the data.")
+N = flags.DEFINE_integer("n", None, "The first so many examples; all by default.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise in a bound or an estimate.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Examples at a time.", lower_bound=1)
+
+
+def main(_):
+  parallel.start()
+  method, vars = checkpoint.load(WORKDIR.value)
+  workdir = checkpoint.open_workdir(WORKDIR.value)
+  config = config_lib.read_snapshot(workdir)
+  if "log_prob" not in method.fns:
+    raise ValueError(f"model={config.model!r} has nothing to evaluate: no log_prob")
+  spec, size = SOURCE.value or config.data.source, config.data.image_size or None
+  source = sources.open_source(spec, SPLIT.value, image_size=size)
+  evaluate = inference.evaluator(method, BATCH_SIZE.value)
+  numbers = evaluate(parallel.replicate(vars), source, jax.random.key(SEED.value), limit=N.value)
+  result = {"source": spec, "split": SPLIT.value, "seed": SEED.value, **numbers}
+  print(json.dumps(result))
+  with (workdir / "evaluation.jsonl").open("a") as f:
+    f.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

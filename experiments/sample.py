@@ -1,0 +1,47 @@
+r"""Samples from a run: a PNG grid and an npz beside its checkpoints.
+
+python -m experiments.sample --workdir=runs/ddpm --n=64 [--label=3]
+    [--options='{"name": "ddim", "steps": 50, "eta": 0.0, "w": 1.5}']
+"""
+
+import json
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from jaxgen.core import checkpoint, inference, loop, parallel, report
+from jaxgen.core import config as config_lib
+from jaxgen.data import pipeline
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.", required=True)
+N = flags.DEFINE_integer("n", None, "Samples; by default a grid, one class a row.", lower_bound=1)
+LABEL = flags.DEFINE_integer("label", None, "The class of every sample.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Sample i of a seed is always the same.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Samples at a time.", lower_bound=1)
+OPTIONS = flags.DEFINE_string("options", "{}", "Keywords of the method's sample, as JSON.")
+OUT = flags.DEFINE_string("out", "sample", "Name of the two files.")
+
+
+def main(_):
+  parallel.start()
+  method, vars = checkpoint.load(WORKDIR.value)
+  workdir = checkpoint.open_workdir(WORKDIR.value)
+  n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)
+  labels = loop.grid_labels(n_classes)
+  n = N.value or len(labels.get("label", range(loop.GRID_COLUMNS**2)))
+  cond = {k: np.resize(v, n) for k, v in labels.items()}
+  if LABEL.value is not None:
+    if LABEL.value >= n_classes:
+      raise ValueError(f"label={LABEL.value}: expected less than n_classes={n_classes}")
+    cond = {"label": np.full(n, LABEL.value, np.int32)}
+  draw = inference.sampler(method, min(n, BATCH_SIZE.value), **json.loads(OPTIONS.value))
+  images = draw(parallel.replicate(vars), jax.random.key(SEED.value), n, cond)["image"]
+  report.save_png(workdir / f"{OUT.value}.png", report.grid(images, loop.GRID_COLUMNS))
+  with (workdir / f"{OUT.value}.npz").open("wb") as f:
+    np.savez(f, image=pipeline.to_uint8(images), **cond)
+  print(f"{n} samples: {workdir / OUT.value}.png, {workdir / OUT.value}.npz")
+
+
+if __name__ == "__main__":
+  app.run(main)

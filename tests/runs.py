@@ -1,0 +1,38 @@
+"""Configs for tests, small enough to train in seconds."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from jaxgen.core import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*/*.py"))
+name = lambda path: f"{path.parent.name}/{path.stem}"
+
+
+def smoke(path):
+  """The smoke variant of a config file."""
+  return config_lib.read(f"{ROOT / 'configs' / path}:smoke")
+
+
+def small(path):
+  """The smoke variant with an MLP: compiles in a few seconds."""
+  config = smoke(path)
+  config.args.net = "ResidualMLP"
+  config.args.net_args = dict(width=16, depth=1)
+  config.train.sample_every = config.train.eval_every = 0
+  return config
+
+
+def vectors(folder, **train):
+  """A config for the methods of test_step, which are passed to `loop.run`; 50 vectors in an npz."""
+  folder.mkdir(parents=True, exist_ok=True)
+  data = folder / "vectors.npz"
+  np.savez(data, x=np.random.default_rng(0).random((50, 16), np.float32))
+  config = ml_collections.ConfigDict(smoke("diffusion/ddpm.py").to_dict())
+  config.data.update(source=f"npz:{data}", batch_size=8)
+  config.train.update(steps=6, log_every=2, checkpoint_every=3, sample_every=0, eval_every=0)
+  config.train.update(train)
+  return config

@@ -1,0 +1,217 @@
+"""The contract that every model keeps. Models are found by their configs: nothing to register."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import runs
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxgen import noise
+from jaxgen.core import axis, inference, method, step
+from jaxgen.core import config as config_lib
+from jaxgen.data import pipeline, sources
+
+KEY = jax.random.key
+ROOT = runs.ROOT
+
+
+@functools.cache
+def built(path):
+  """(config, method, state, one batch) of a smoke variant."""
+  config = runs.smoke(path)
+  made = method.build(config.model, config.args)
+  source = sources.open_source(config.data.source, "train")
+  k = method.micro_batches(made)
+  batch = next(pipeline.batches(source, rows=config.data.batch_size, micro_batches=k, steps=1))
+  return config, made, jax.jit(lambda key: step.init_state(made, key))(KEY(0)), batch
+
+
+every_config = pytest.mark.parametrize("path", runs.CONFIGS, ids=runs.name)
+
+
+@every_config
+def test_a_step_trains_what_it_owns_and_nothing_else(path):
+  _, made, state, batch = built(path)
+  new, metrics = jax.jit(lambda s: step.train_step(made, s, batch, KEY(1)))(state)
+  assert all(np.isfinite(v).all() for v in jax.tree.leaves(metrics))
+  assert jax.tree.structure(new) == jax.tree.structure(state)
+  for net in state.params:
+    pairs = zip(jax.tree.leaves(state.params[net]), jax.tree.leaves(new.params[net]), strict=True)
+    moved = any((a != b).any() for a, b in pairs)
+    assert moved == (net in method.trained(made)), net
+
+
+def with_sgd(made):
+  """Adam turns the rounding noise of a zero gradient (a key bias of attention) into full steps."""
+  plain = lambda p: p if isinstance(p.tx, str) else p._replace(tx=optax.sgd(1e-2))
+  return made._replace(phases={k: plain(p) for k, p in made.phases.items()})
+
+
+@every_config
+def test_two_devices_take_the_step_of_one(path):
+  """Under shard_map, the strictest mode: no local ratios, row slices or noise per device."""
+  _, made, _, batch = built(path)
+  made = with_sgd(made)
+  state = jax.jit(lambda key: step.init_state(made, key))(KEY(0))
+  run = lambda s, b, key: step.train_step(made, s, b, key)
+  mesh = Mesh(np.asarray(jax.devices()[:2]), (axis.NAME,))
+  specs = dict(in_specs=(P(), P(None, axis.NAME), P()), out_specs=P(), check_vma=False)
+  one = jax.jit(run)(state, batch, KEY(1))
+  two = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(state, batch, KEY(1))
+
+  def close(where, a, b):
+    atol = 2e-6 + 2e-5 * np.abs(a).max(initial=0)
+    np.testing.assert_allclose(b, a, rtol=2e-5, atol=atol, err_msg=jax.tree_util.keystr(where))
+
+  jax.tree_util.tree_map_with_path(close, *jax.device_get((one, two)))
+
+
+@every_config
+def test_samples_have_the_shape_of_the_data_and_do_not_depend_on_their_batch(path):
+  config, made, state, _ = built(path)
+  n_classes = config.args.get("n_classes", 0)
+  cond = {"label": np.arange(12) % n_classes} if n_classes else {}
+  draw = inference.sampler(made, 4)
+  whole = draw(state.vars, KEY(2), 12, cond)["image"]
+  assert whole.shape == (12, *config.args.image_shape) and np.isfinite(whole).all()
+  part = draw(state.vars, KEY(2), 3, {k: v[5:8] for k, v in cond.items()}, first=5)["image"]
+  np.testing.assert_allclose(part, whole[5:8], rtol=1e-5, atol=1e-5)
+  assert np.ptp(whole[:, 0, 0], axis=0).min() > 0
+
+
+@every_config
+def test_evaluation_does_not_depend_on_the_batch(path):
+  """10 examples in batches of 4 on 4 devices, and one by one on one."""
+  config, made, state, _ = built(path)
+  source = sources.open_source(config.data.source, "test")
+  result = inference.evaluator(made, 4)(state.vars, source, KEY(3), limit=10)
+  assert result["n"] == 10 and 0.0 < result["bits_per_dim"] < 20.0
+  batch = pipeline.load(source, np.arange(10))
+  alone = made.fns["log_prob"](state.vars, batch, noise.rows(KEY(3), 10))
+  np.testing.assert_allclose(result["nats"], np.mean(alone), rtol=1e-5)
+
+
+@every_config
+def test_variants_are_complete_and_fit_their_models(path):
+  """Every variant passes the check, builds, and names its paper, command and expected number."""
+  text = path.read_text()
+  doc = text[: text.index("import")]
+  assert re.search(r"arXiv:\d{4}\.\d{5}", doc) and "Paper:" in doc and "Ours" in doc
+  assert f"python -m experiments.train --config={path.relative_to(ROOT)}:" in doc
+  for variant in re.search(r"VARIANTS = \((.*)\)", text)[1].replace('"', "").split(", "):
+    config = config_lib.read(f"{path}:{variant}")
+    config_lib.check(config)
+    vars = jax.eval_shape(method.build(config.model, config.args).init, KEY(0))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(vars.params))
+  with pytest.raises(ValueError, match="variant='cifar11': expected one of cifar10"):
+    config_lib.read(f"{path}:cifar11")
+
+
+def test_every_model_has_a_config_of_the_same_name():
+  models = ROOT / "jaxgen/models"
+  files = {str(p.relative_to(models).with_suffix("")) for p in models.glob("*/[a-z]*.py")}
+  assert files == {str(p.relative_to(ROOT / "configs").with_suffix("")) for p in runs.CONFIGS}
+
+
+def test_build_defaults_are_the_configs_of_the_paper():
+  for path in runs.CONFIGS:
+    config = config_lib.read(f"{path}:cifar10")
+    chex.assert_trees_all_equal(
+      *(jax.eval_shape(m.init, KEY(0)) for m in (method.build(config.model, config.args),
+                                                 method.build(config.model, {})))
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "model, variant, args, size",
+  [
+    ("diffusion.ddpm", "cifar10", {}, 35_746_307),  # the official code's, hojonathanho/diffusion
+    # Eleven classes, the null class among them, each with 4 * 128 numbers.
+    ("diffusion.ddpm", "cifar10", {"n_classes": 10}, 35_746_307 + 11 * 512),
+  ],
+)
+def test_sizes(model, variant, args, size):
+  config = config_lib.read(f"{ROOT / 'configs' / model.replace('.', '/')}.py:{variant}")
+  init = method.build(config.model, {**config.args, **args}).init
+  params = jax.eval_shape(init, KEY(0)).params["net"]
+  assert sum(x.size for x in jax.tree.leaves(params)) == size
+
+
+@every_config
+def test_guidance_pushes_away_from_the_null_class(path):
+  """w = 0 is the conditional model; w > 0 is (1 + w) conditional - w unconditional, in x."""
+  config = runs.small(path)
+  made = method.build(config.model, config.args)
+  vars = made.init(KEY(0))
+  noisy = lambda x: x + 0.3 * jax.random.normal(KEY(x.size), x.shape)
+  vars = vars._replace(params=jax.tree.map(noisy, vars.params))
+  x, label = 0.1 * jax.random.normal(KEY(1), (3, 8, 8, 1)), jnp.array([1, 2, 3])
+  t = jnp.full(3, 0.5 if "flow" in config.model else 1.0)
+  at = lambda cond, w: made.fns["field"](vars, cond, w=w).predict(x, t).x
+  cond, null = at({"label": label}, 0.0), at({}, 0.0)
+  assert jnp.abs(cond - null).max() > 1e-3
+  np.testing.assert_allclose(at({"label": label}, 2.0), 3.0 * cond - 2.0 * null, atol=1e-4)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_losses():
+  config = runs.small("flow_matching/flow_matching.py")
+  losses = []
+  for dtype in ("float32", "bfloat16"):
+    config.args.net_args = dict(width=16, depth=1, dtype=dtype)
+    made = method.build(config.model, config.args)
+    state = step.init_state(made, KEY(0))
+    batch = {"image": jnp.ones((1, 8, 8, 8, 1)), "label": jnp.zeros((1, 8), jnp.int32)}
+    for _ in range(3):
+      state, metrics = step.train_step(made, state, batch, KEY(1))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+    losses.append(metrics["net/loss"][0])
+    assert losses[-1].dtype == jnp.float32
+  np.testing.assert_allclose(*losses, rtol=2e-2)  # eight bits of mantissa
+
+
+@pytest.mark.parametrize(
+  "model, args, words",
+  [
+    ("diffusion.dppm", {}, "model='diffusion.dppm' does not exist; did you mean 'diffusion.ddpm'"),
+    (
+      "diffusion.ddpm",
+      {"emma": 1},
+      "args.emma: diffusion.ddpm takes no such keyword; did you mean",
+    ),
+    ("diffusion.ddpm", {"net": "UNnet"}, "net='UNnet': expected one of UNet, ResidualMLP"),
+    ("diffusion.ddpm", {"net_args": {"width": 3}}, "net_args.width: UNet has attention, channels"),
+    ("diffusion.ddpm", {"tx": {"lr": float("nan")}}, "tx.lr=nan"),
+    ("diffusion.ddpm", {"beta_T": 1.5}, "betas="),
+  ],
+)
+def test_bad_models_are_refused(model, args, words):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    method.build(model, args)
+
+
+def test_an_image_that_the_unet_cannot_halve_is_refused():
+  made = method.build("diffusion.ddpm", {"image_shape": (30, 30, 3)})
+  with pytest.raises(ValueError, match="x has height and width 30, 30: expected multiples of 8"):
+    jax.eval_shape(made.init, KEY(0))
+
+
+@pytest.mark.parametrize(
+  "batch, words",
+  [
+    ({"image": jnp.zeros((1, 8, 28, 28, 1))}, r"\(28, 28, 1\): expected image_shape=\(8, 8, 1\)"),
+    ({"image": jnp.zeros((1, 8, 8, 8, 1))}, "n_classes=10: expected data with labels"),
+  ],
+)
+def test_a_batch_for_another_model_is_refused(batch, words):
+  for path in runs.CONFIGS:
+    config = runs.small(path)
+    made = method.build(config.model, config.args)
+    with pytest.raises(ValueError, match=words):
+      step.train_step(made, step.init_state(made, KEY(0)), batch, KEY(1))
