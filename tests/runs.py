@@ -32,6 +32,7 @@ def vectors(folder, **train):
   data = folder / "vectors.npz"
   np.savez(data, x=np.random.default_rng(0).random((50, 16), np.float32))
   config = ml_collections.ConfigDict(smoke("diffusion/ddpm.py").to_dict())
+  config.args.n_classes = 0
   config.data.update(source=f"npz:{data}", batch_size=8)
   config.train.update(steps=6, log_every=2, checkpoint_every=3, sample_every=0, eval_every=0)
   config.train.update(train)

@@ -149,7 +149,7 @@ def test_guidance_pushes_away_from_the_null_class(path):
   """w = 0 is the conditional model; w > 0 is (1 + w) conditional - w unconditional, in x."""
   config = runs.small(path)
   made = method.build(config.model, config.args)
-  vars = made.init(KEY(0))
+  vars = jax.jit(made.init)(KEY(0))
   noisy = lambda x: x + 0.3 * jax.random.normal(KEY(x.size), x.shape)
   vars = vars._replace(params=jax.tree.map(noisy, vars.params))
   x, label = 0.1 * jax.random.normal(KEY(1), (3, 8, 8, 1)), jnp.array([1, 2, 3])
@@ -166,10 +166,11 @@ def test_bfloat16_compute_keeps_float32_parameters_and_losses():
   for dtype in ("float32", "bfloat16"):
     config.args.net_args = dict(width=16, depth=1, dtype=dtype)
     made = method.build(config.model, config.args)
-    state = step.init_state(made, KEY(0))
+    state = jax.jit(lambda key, made=made: step.init_state(made, key))(KEY(0))
     batch = {"image": jnp.ones((1, 8, 8, 8, 1)), "label": jnp.zeros((1, 8), jnp.int32)}
+    run = jax.jit(lambda s, made=made, batch=batch: step.train_step(made, s, batch, KEY(1)))
     for _ in range(3):
-      state, metrics = step.train_step(made, state, batch, KEY(1))
+      state, metrics = run(state)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
     losses.append(metrics["net/loss"][0])
     assert losses[-1].dtype == jnp.float32
@@ -213,5 +214,6 @@ def test_a_batch_for_another_model_is_refused(batch, words):
   for path in runs.CONFIGS:
     config = runs.small(path)
     made = method.build(config.model, config.args)
+    state = jax.eval_shape(lambda made=made: step.init_state(made, KEY(0)))
     with pytest.raises(ValueError, match=words):
-      step.train_step(made, step.init_state(made, KEY(0)), batch, KEY(1))
+      jax.eval_shape(lambda s, made=made: step.train_step(made, s, batch, KEY(1)), state)

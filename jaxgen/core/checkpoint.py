@@ -116,8 +116,8 @@ def start_from(method, state, sources):
   """`state` with networks taken from finished runs, before `calibrate`; averages start from them.
 
   Args:
-    sources: network, or "teacher/net" inside one -> "workdir" (a whole run, averaged, with its
-      statistics) or "workdir:network" (one network, as named).
+    sources: network, or "teacher/net" inside one -> "workdir" (a whole run, averaged) or
+      "workdir:network" (one network, as named), with the statistics that this model keeps of it.
 
   Raises:
     ValueError: a name that the model or the run does not have, or a shape that differs.
@@ -125,9 +125,10 @@ def start_from(method, state, sources):
   params, extra = dict(state.params), dict(state.extra)
   for name, source in sources.items():
     p, e = _read_source(name, source)
-    params = _put(name, params, name.split("/"), p)
-    if e:
-      extra = _put(name, extra, name.split("/"), e)
+    path = name.split("/")
+    params = _put(name, params, path, p)
+    if e and path[0] in extra:
+      extra = _put(name, extra, path, e)
   for name, ema in method.ema.items():
     params[name] = params[ema.source]
   new, old = {"params": params, "extra": extra}, {"params": state.params, "extra": state.extra}

@@ -61,8 +61,11 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
     batches = feed(first, train.steps)
     batch = next(batches)
     started = time.perf_counter()
-    step_fn = parallel.compile_step(method, mode, train_step).lower(state, batch, k_step).compile()
-    report.overview(method, state, step_fn, time.perf_counter() - started)
+    step_fn = parallel.compile_step(method, mode, train_step)
+    compiled = step_fn.lower(state, batch, k_step).compile()
+    report.overview(method, state, compiled, time.perf_counter() - started)
+    if mode != "pmap":  # which takes arrays of one host, a program compiled ahead those of all
+      step_fn = compiled
     writers = report.open_writers(workdir, first)
     interval = _Interval(config.data.batch_size * method_lib.micro_batches(method))
     with _Sigterm(manager) as sigterm, report.progress(first, train.steps) as bar:

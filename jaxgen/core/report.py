@@ -101,9 +101,8 @@ def progress(first, steps):
 
 def overview(method, state, compiled, seconds):
   """Prints the parameters of every network but the averages, and what the compiled step takes."""
-  for name in state.params.keys() - method.ema.keys():
-    table = parameter_overview.get_parameter_overview(state.params[name], include_stats=False)
-    say(f"Network {name}:\n{table}")
+  own = {name: params for name, params in state.params.items() if name not in method.ema}
+  say(parameter_overview.get_parameter_overview(own, include_stats=False))
   memory = compiled.memory_analysis()  # None where the backend does not know
   used = memory and f", {(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9:.3f} GB"
   say(f"Compiled the step in {seconds:.1f} s{used or ''} a device on {jax.device_count()} devices")
