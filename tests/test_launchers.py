@@ -45,7 +45,7 @@ def test_sample_writes_a_grid_and_arrays(run):
   one = launch("sample", f"--workdir={run}")
   assert one.returncode == 0 and "80 samples" in one.stdout, one.stderr[-2000:]
   image, arrays = Image.open(run / "sample.png"), np.load(run / "sample.npz")
-  assert image.size == (8 * 64, 10 * 64)
+  assert image.size == (8 * 68 - 4, 10 * 68 - 4)
   assert arrays["image"].shape == (80, 8, 8, 1) and arrays["image"].dtype == np.uint8
   np.testing.assert_array_equal(arrays["label"], np.repeat(np.arange(10), 8))
   options = '--options={"name": "euler", "steps": 3, "w": 1.0}'

@@ -332,7 +332,7 @@ def test_a_model_trained_and_drawn(tmp_path):
     "samples_00000004.png",
   }
   image = Image.open(tmp_path / "run/samples/samples_00000004.png")
-  assert image.size == (8 * 64, 10 * 64) and image.mode == "L"
+  assert image.size == (8 * 68 - 4, 10 * 68 - 4) and image.mode == "L"
   evaluated = [line for line in lines(tmp_path / "run") if "eval/bits_per_dim" in line]
   assert [line["step"] for line in evaluated] == [4] and evaluated[0]["eval/n"] == 20
   made, vars = checkpoint.load(tmp_path / "run")
@@ -343,9 +343,9 @@ def test_a_model_trained_and_drawn(tmp_path):
 def test_grids_keep_the_order_and_enlarge():
   images = np.linspace(-1.0, 1.0, 3)[:, None, None, None] * np.ones((1, 16, 16, 3))
   grid = report.grid(images, columns=2)
-  assert grid.shape == (128, 128, 3) and grid.dtype == np.uint8
-  corners = [grid[0, 0, 0], grid[0, 64, 0], grid[64, 0, 0], grid[64, 64, 0]]
-  assert [int(c) for c in corners] == [0, 128, 255, 255]
+  assert grid.shape == (132, 132, 3) and grid.dtype == np.uint8
+  corners = [grid[63, 63, 0], grid[63, 68, 0], grid[68, 63, 0], grid[68, 68, 0], grid[65, 10, 0]]
+  assert [int(c) for c in corners] == [0, 128, 255, 255, 255]
 
 
 def test_another_train_step_can_be_passed(tmp_path):

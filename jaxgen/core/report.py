@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxgen.data import pipeline
 
+_GAP = 4
 _PIXELS = 64  # smaller images are enlarged to about this in grids
 
 
@@ -68,14 +69,16 @@ def write_grid(writers, step, images, columns):
 
 
 def grid(images, columns):
-  """[n, H, W, C] in [-1, 1], C of 1 or 3 -> one uint8 image, small ones enlarged."""
+  """[n, H, W, C] in [-1, 1], C of 1 or 3 -> one uint8 image: small ones enlarged, white between."""
   n, h, w, c = images.shape
   rows = -(-n // columns)
   scale = max(1, _PIXELS // max(h, w))
   x = pipeline.to_uint8(images).repeat(scale, 1).repeat(scale, 2)
-  x = np.concatenate([x, np.full((rows * columns - n, *x.shape[1:]), 255, np.uint8)])
-  x = x.reshape(rows, columns, h * scale, w * scale, c).swapaxes(1, 2)
-  return x.reshape(rows * h * scale, columns * w * scale, c)
+  missing = rows * columns - n
+  x = np.pad(x, ((0, missing), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+  h, w = x.shape[1:3]
+  x = x.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+  return x[:-_GAP, :-_GAP]
 
 
 def save_png(path, image):

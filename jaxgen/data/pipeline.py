@@ -10,6 +10,7 @@ become tokens on the host, before this.
 """
 
 import collections
+import functools
 
 import grain
 import jax
@@ -41,16 +42,22 @@ def to_uint8(x):
   return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def order(n, seed=0):
-  """Endless random-access sequence of indices: every n of them another permutation of 0 ... n - 1.
+def order(n, seed, position):
+  """The examples, integers like `position`, at these positions of an endless shuffled stream.
 
-  Global batch i of B examples is the items i * B, ..., i * B + B - 1, so that batches run on across
-  epochs. Raises ValueError for n < 1 or seed < 0.
+  Every n positions are another permutation of 0 ... n - 1. Global batch i of B examples is the
+  positions i * B, ..., i * B + B - 1, so batches run on across epochs.
   """
-  for name, value, least in (("n", n, 1), ("seed", seed, 0)):
-    if value < least:
-      raise ValueError(f"{name}={value} must be at least {least}")
-  return grain.MapDataset.range(n).seed(seed).shuffle().repeat()
+  epoch, place = np.divmod(position, n)
+  example = np.empty_like(position)
+  for e in np.unique(epoch):
+    example[epoch == e] = _permutation(n, seed, int(e))[place[epoch == e]]
+  return example
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(n, seed, epoch):
+  return np.random.RandomState([seed, epoch]).permutation(n)  # numpy keeps this stream for ever
 
 
 def batches(
@@ -80,16 +87,17 @@ def batches(
   """
   if micro_batches < 1:
     raise ValueError(f"micro_batches={micro_batches} must be at least 1")
+  if seed < 0:
+    raise ValueError(f"seed={seed} must be at least 0")
   mine = _share(rows, host, hosts)
   _check_labels(source, n_classes)
   size, shape = micro_batches * rows, (micro_batches, rows)
-  stream = order(len(source), seed)
 
   def read(step):
     position = np.arange(step * size, (step + 1) * size).reshape(shape)[:, mine]
-    batch = load(source, [stream[int(p)] for p in position.ravel()], n_classes)
+    batch = load(source, order(len(source), seed, position.ravel()), n_classes)
     if flip:
-      coins = np.random.default_rng([seed, step]).random(shape)[:, mine].ravel() < 0.5
+      coins = np.random.RandomState([seed, 1, step]).random_sample(shape)[:, mine].ravel() < 0.5
       for name in batch.keys() & PIXELS:
         batch[name][coins] = batch[name][coins][..., ::-1, :]
     return {name: x.reshape(*position.shape, *x.shape[1:]) for name, x in batch.items()}
