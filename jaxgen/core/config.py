@@ -68,16 +68,13 @@ def check(config, fields=FIELDS, where=""):
 
 
 def snapshot(config, workdir):
-  """Writes config.json, or checks that the run which `workdir` holds is this one.
+  """Writes config.json, from which `checkpoint.load` builds the run."""
+  if jax.process_index() == 0:
+    (workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
 
-  Raises:
-    ValueError: the run there has another model, data set or seed.
-  """
-  path = workdir / "config.json"
-  if not path.exists():
-    if jax.process_index() == 0:
-      path.write_text(config.to_json(indent=1) + "\n")
-    return
+
+def check_resumed(config, workdir):
+  """Raises ValueError where the run in `workdir` has another model, data set or seed."""
   old, new = read_snapshot(workdir), ml_collections.ConfigDict(json.loads(config.to_json()))
   for name in ("model", "args", "init_from", "data", "train.seed"):
     a, b = _flat(old, name), _flat(new, name)

@@ -44,25 +44,28 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
   feed = _feed(config, method)
   evaluate, show = _evaluation(config, method), _pictures(config, method)
   workdir.mkdir(parents=True, exist_ok=True)
-  config_lib.snapshot(config, workdir)
 
   keys = jax.random.split(jax.random.key(train.seed), 5)
   k_init, k_calibrate, k_step, k_sample, k_eval = keys
   with checkpoint.open_manager(workdir) as manager:
-    state = parallel.compile_init(method, mode)(k_init)
-    if manager.latest_step() is None:
-      state = _prepare(config, method, state, feed, k_calibrate, workdir)
-    else:
-      state = _resume(method, state, mode, manager, workdir)
-    first = int(state.step)
+    first, init = manager.latest_step() or 0, parallel.compile_init(method, mode)
+    if first:
+      config_lib.check_resumed(config, workdir)
+    config_lib.snapshot(config, workdir)
     if first >= train.steps:
       report.say(f"{workdir} is at step {first} of {train.steps}: nothing to train")
-      return state
+      return _resume(method, init(k_init), mode, manager, workdir)
     batches = feed(first, train.steps)
     batch = next(batches)
-    started = time.perf_counter()
     step_fn = parallel.compile_step(method, mode, train_step)
-    compiled = step_fn.lower(state, batch, k_step).compile()
+    # Traced before anything compiles: a batch that does not fit the model is refused here.
+    lowered = step_fn.lower(jax.eval_shape(init, k_init), batch, k_step)
+    if first:
+      state = _resume(method, init(k_init), mode, manager, workdir)
+    else:
+      state = _prepare(config, method, init(k_init), feed, k_calibrate, workdir)
+    started = time.perf_counter()
+    compiled = lowered.compile()
     report.overview(method, state, compiled, time.perf_counter() - started)
     if mode != "pmap":  # which takes arrays of one host, a program compiled ahead those of all
       step_fn = compiled
