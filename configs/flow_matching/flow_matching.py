@@ -44,7 +44,7 @@ def get_config(variant="cifar10"):
   c.args.ema = dict(profile="warmup", decay=0.999)
   c.args.tx = dict(lr=1e-3, warmup=100, clip=1.0)
   c.args.sampler = dict(name="heun", steps=25)
-  c.args.ode_steps = 25
+  c.args.ode_steps = 50
   c.data.flip, c.data.workers = False, 0
   if variant == "mnist":
     c.args.image_shape = (28, 28, 1)

@@ -61,7 +61,8 @@ def evaluator(method, rows):
         raise FloatingPointError(f"log_prob of test example {at} is not finite")
       total, n = total + values.sum(), n + len(values)
     dims = math.prod(batch["image"].shape[1:])
-    return {"nats": total / n, "bits_per_dim": -total / n / dims / math.log(2.0), "n": n}
+    nats = float(total / n)
+    return {"nats": nats, "bits_per_dim": -nats / dims / math.log(2.0), "n": n}
 
   return evaluate
 
