@@ -54,6 +54,15 @@ def test_sample_writes_a_grid_and_arrays(run):
   assert np.load(run / "threes.npz")["label"].tolist() == [3] * 5
 
 
+def test_quickstart_leaves_what_the_readme_says(run):
+  config, workdir = run.parent / "small.py", run.parent / "quickstart"
+  result = launch("quickstart", f"--config={config}", f"--workdir={workdir}")
+  assert result.returncode == 0, result.stderr[-2000:]
+  for name in ("samples.png", "denoising.png", "loss.png", "metrics.jsonl", "checkpoints"):
+    assert (workdir / name).exists() and str(workdir / name) in result.stdout
+  assert Image.open(workdir / "denoising.png").size == (8 * 68 - 4, 10 * 68 - 4)
+
+
 def test_evaluate_prints_and_stores(run):
   result = launch("evaluate", f"--workdir={run}", "--n=30", "--batch_size=7")
   assert result.returncode == 0, result.stderr[-2000:]

@@ -36,10 +36,24 @@ def built(path):
 every_config = pytest.mark.parametrize("path", runs.CONFIGS, ids=runs.name)
 
 
+def with_sgd(made):
+  """Adam turns the rounding noise of a zero gradient (a key bias of attention) into full steps."""
+  plain = lambda p: p if isinstance(p.tx, str) else p._replace(tx=optax.sgd(1e-2))
+  return made._replace(phases={k: plain(p) for k, p in made.phases.items()})
+
+
+@functools.cache
+def one_step(path):
+  """(method with SGD, its state, state and metrics after a step on one device)."""
+  _, made, _, batch = built(path)
+  made = with_sgd(made)
+  state = jax.jit(lambda key: step.init_state(made, key))(KEY(0))
+  return made, state, *jax.jit(lambda s: step.train_step(made, s, batch, KEY(1)))(state)
+
+
 @every_config
 def test_a_step_trains_what_it_owns_and_nothing_else(path):
-  _, made, state, batch = built(path)
-  new, metrics = jax.jit(lambda s: step.train_step(made, s, batch, KEY(1)))(state)
+  made, state, new, metrics = one_step(path)
   assert all(np.isfinite(v).all() for v in jax.tree.leaves(metrics))
   assert jax.tree.structure(new) == jax.tree.structure(state)
   for net in state.params:
@@ -48,40 +62,32 @@ def test_a_step_trains_what_it_owns_and_nothing_else(path):
     assert moved == (net in method.trained(made)), net
 
 
-def with_sgd(made):
-  """Adam turns the rounding noise of a zero gradient (a key bias of attention) into full steps."""
-  plain = lambda p: p if isinstance(p.tx, str) else p._replace(tx=optax.sgd(1e-2))
-  return made._replace(phases={k: plain(p) for k, p in made.phases.items()})
-
-
 @every_config
 def test_two_devices_take_the_step_of_one(path):
   """Under shard_map, the strictest mode: no local ratios, row slices or noise per device."""
-  _, made, _, batch = built(path)
-  made = with_sgd(made)
-  state = jax.jit(lambda key: step.init_state(made, key))(KEY(0))
-  run = lambda s, b, key: step.train_step(made, s, b, key)
+  made, state, *one = one_step(path)
+  run = lambda s, b: step.train_step(made, s, b, KEY(1))
   mesh = Mesh(np.asarray(jax.devices()[:2]), (axis.NAME,))
-  specs = dict(in_specs=(P(), P(None, axis.NAME), P()), out_specs=P(), check_vma=False)
-  one = jax.jit(run)(state, batch, KEY(1))
-  two = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(state, batch, KEY(1))
+  specs = dict(in_specs=(P(), P(None, axis.NAME)), out_specs=P(), check_vma=False)
+  two = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(state, built(path)[3])
 
   def close(where, a, b):
     atol = 2e-6 + 2e-5 * np.abs(a).max(initial=0)
     np.testing.assert_allclose(b, a, rtol=2e-5, atol=atol, err_msg=jax.tree_util.keystr(where))
 
-  jax.tree_util.tree_map_with_path(close, *jax.device_get((one, two)))
+  jax.tree_util.tree_map_with_path(close, *jax.device_get((tuple(one), two)))
 
 
 @every_config
-def test_samples_have_the_shape_of_the_data_and_do_not_depend_on_their_batch(path):
+def test_a_sample_is_the_same_on_four_devices_and_on_one_in_any_batch(path):
   config, made, state, _ = built(path)
   n_classes = config.args.get("n_classes", 0)
   cond = {"label": np.arange(12) % n_classes} if n_classes else {}
   draw = inference.sampler(made, 4)
   whole = draw(state.vars, KEY(2), 12, cond)["image"]
   assert whole.shape == (12, *config.args.image_shape) and np.isfinite(whole).all()
-  part = draw(state.vars, KEY(2), 3, {k: v[5:8] for k, v in cond.items()}, first=5)["image"]
+  alone = jax.jit(lambda keys, cond: made.fns["sample"](state.vars, keys, cond)["image"])
+  part = alone(noise.rows(KEY(2), 3, first=5), {k: v[5:8] for k, v in cond.items()})
   np.testing.assert_allclose(part, whole[5:8], rtol=1e-5, atol=1e-5)
   assert np.ptp(whole[:, 0, 0], axis=0).min() > 0
 

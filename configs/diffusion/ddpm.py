@@ -69,7 +69,7 @@ def get_config(variant="cifar10"):
     c.args.update(
       image_shape=(8, 8, 1), n_classes=10, sampler=dict(name="ancestral", steps=4), bound_terms=2
     )
-    c.args.net_args.update(channels=8, multipliers=(1, 2), n_res_blocks=1, attention=(4,))
+    c.args.net_args.update(channels=8, multipliers=(1, 2), n_res_blocks=1, attention=())
     c.args.tx.warmup = 0
     c.data.update(source="digits", batch_size=16)
     c.train.update(

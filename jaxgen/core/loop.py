@@ -58,8 +58,10 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
     batches = feed(first, train.steps)
     batch = next(batches)
     step_fn = parallel.compile_step(method, mode, train_step)
-    # Traced before anything compiles: a batch that does not fit the model is refused here.
-    lowered = step_fn.lower(jax.eval_shape(init, k_init), batch, k_step)
+    # Traced before anything compiles: a batch that does not fit the model is refused here. On
+    # several hosts pmap wants arrays for that.
+    like = init(k_init) if mode == "pmap" else jax.eval_shape(init, k_init)
+    lowered = step_fn.lower(like, batch, k_step)
     if first:
       state = _resume(method, init(k_init), mode, manager, workdir)
     else:
