@@ -91,12 +91,13 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
         if cut:
           report.say(f"SIGTERM: stopped after step {i}, which is saved")
           break
-        if due(train.eval_every) or due(train.sample_every):
-          vars = parallel.to_global(state, mode).vars
-          if due(train.eval_every):
-            report.write(writers, i, {f"eval/{k}": v for k, v in evaluate(vars, k_eval).items()})
-          if due(train.sample_every):
-            report.write_grid(writers, i, show(vars, k_sample), GRID_COLUMNS)
+        if evaluate and due(train.eval_every):
+          numbers = evaluate(parallel.to_global(state, mode).vars, k_eval)
+          report.write(writers, i, {f"eval/{k}": v for k, v in numbers.items()})
+          interval.restart()
+        if show and due(train.sample_every):
+          images = show(parallel.to_global(state, mode).vars, k_sample)
+          report.write_grid(writers, i, images, GRID_COLUMNS)
           interval.restart()
   return state
 
@@ -125,8 +126,8 @@ def _feed(config, method):
 
 
 def _evaluation(config, method):
-  """(vars, key) -> name -> number, on the first test examples."""
-  if not config.train.eval_every:
+  """(vars, key) -> name -> number, on the first test examples; None where nothing is offered."""
+  if not config.train.eval_every or "log_prob" not in method.fns:
     return None
   data = config.data
   source = sources.open_source(data.source, "test", image_size=data.image_size or None)
@@ -136,7 +137,7 @@ def _evaluation(config, method):
 
 
 def _pictures(config, method):
-  """(vars, key) -> samples [n, H, W, C]: always of the same noise, one class a row."""
+  """(vars, key) -> samples [n, H, W, C]: always of the same noise, one class a row; or None."""
   if not config.train.sample_every or "sample" not in method.fns:
     return None
   cond = grid_labels(config.args.get("n_classes", 0))
