@@ -73,7 +73,7 @@ def test_lines_after_the_last_checkpoint_are_written_again(tmp_path):
   config, made = runs.vectors(tmp_path, steps=3), kinds.KINDS["plain"]
   loop.run(config, tmp_path / "run", method=made)
   with open(tmp_path / "run/metrics.jsonl", "a") as f:
-    f.write('{"step": 5, "w/loss": 0.0}\n')  # of a process that died before step 6 was saved
+    f.write('{"step": 5, "w/loss": 0.0}\n{"st')  # of a process that died before step 6 was saved
   loop.run(runs.vectors(tmp_path), tmp_path / "run", method=made)
   assert [line["step"] for line in lines(tmp_path / "run")] == [2, 3, 4, 6]
 
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_shape_or_model_is_refused(tmp_path):
   words = r"params/net is float32\[16, 3\], this model has float32\[16, 4\]"
   with pytest.raises(ValueError, match=words):
     loop.run(config, tmp_path / "run", method=teacher(4))
-  with pytest.raises(ValueError, match=r"params/w is nothing, this model has float32\[16, 3\]|net"):
+  with pytest.raises(ValueError, match=r"extra/net is float32\[\], this model has nothing"):
     loop.run(config, tmp_path / "run", method=kinds.KINDS["plain"])
   half = teacher(3)
   low = lambda key: jax.tree.map(lambda x: x.astype(jnp.float16), teacher(3).init(key))
@@ -306,12 +306,16 @@ def test_a_missing_key_is_refused(tmp_path):
     ({"image": np.full((9, 8, 8, 1), np.nan, np.float32)}, "image of example 0 has NaN"),
     ({"image": np.zeros((9, 8, 8, 1), np.uint8)}, "n_classes=10 needs labels"),
     (
+      {"image": np.zeros((9, 8, 8, 1), np.uint8), "label": np.zeros((9, 1), np.int64)},
+      "label must be one number an example",
+    ),
+    (
       {"image": np.zeros((9, 8, 8, 1), np.uint8), "label": np.arange(9) + 3},
       "label 10 of example 7 is outside 0..9",
     ),
     ({"image": np.zeros((9, 9, 8, 1), np.uint8), "label": np.arange(9)}, r"\(9, 8, 1\): expected"),
   ],
-  ids=["NaN", "no labels", "label out of range", "another size"],
+  ids=["NaN", "no labels", "label of rank 2", "label out of range", "another size"],
 )
 def test_bad_data_is_refused_before_anything_compiles(arrays, words, tmp_path):
   np.savez(tmp_path / "bad.npz", **arrays)
@@ -319,6 +323,34 @@ def test_bad_data_is_refused_before_anything_compiles(arrays, words, tmp_path):
   config.data.source = f"npz:{tmp_path / 'bad.npz'}"
   config.train.eval_every = 0
   with pytest.raises(ValueError, match=words):
+    loop.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  "args, words",
+  [
+    ({"sampler": {"name": "dimm", "steps": 5}}, "sampler='dimm': expected one of ancestral, ddim"),
+    ({"sampler": {"name": "ddim", "steps": 5000}}, "steps=5000: expected 1 to 1000"),
+    ({"guidance_weight": float("nan")}, "guidance_weight=nan: expected a finite number"),
+    ({"label_dropout": 7.0}, "label_dropout=7.0: expected at least 0 and at most 1"),
+    ({"accumulate": 0}, "net.accumulate=0: expected 1 or more"),
+  ],
+)
+def test_a_bad_sampler_is_refused_before_anything_compiles(args, words, tmp_path):
+  config = runs.small("diffusion/ddpm.py")
+  config.train.sample_every = 4
+  config.args.update(args)
+  with pytest.raises(ValueError, match=words):
+    loop.run(config, tmp_path / "run")
+
+
+def test_a_file_that_is_not_an_image_is_refused_at_the_start(tmp_path):
+  for i in range(20):
+    Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+  (tmp_path / "7.png").write_text("not an image")
+  config = runs.small("diffusion/ddpm.py")
+  config.data.source = f"folder:{tmp_path}"
+  with pytest.raises(ValueError, match="7.png cannot be read as an image"):
     loop.run(config, tmp_path / "run")
 
 

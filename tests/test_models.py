@@ -1,6 +1,8 @@
 """The contract that every model keeps. Models are found by their configs: nothing to register."""
 
 import functools
+import importlib
+import inspect
 import re
 
 import chex
@@ -114,6 +116,8 @@ def test_variants_are_complete_and_fit_their_models(path):
   for variant in re.search(r"VARIANTS = \((.*)\)", text)[1].replace('"', "").split(", "):
     config = config_lib.read(f"{path}:{variant}")
     config_lib.check(config)
+    module = importlib.import_module(f"jaxgen.models.{config.model}")
+    assert set(config.args) == set(inspect.signature(module.build).parameters)  # all are flags
     vars = jax.eval_shape(method.build(config.model, config.args).init, KEY(0))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(vars.params))
   with pytest.raises(ValueError, match="variant='cifar11': expected one of cifar10"):
@@ -164,6 +168,9 @@ def test_guidance_pushes_away_from_the_null_class(path):
   cond, null = at({"label": label}, 0.0), at({}, 0.0)
   assert jnp.abs(cond - null).max() > 1e-3
   np.testing.assert_allclose(at({"label": label}, 2.0), 3.0 * cond - 2.0 * null, atol=1e-4)
+  if "ddpm" in config.model:  # where the guided x leaves [-1, 1], it is clipped
+    x, t = jax.random.normal(KEY(2), x.shape), jnp.full(3, 800.0)
+    assert jnp.abs(at({"label": label}, 3.0)).max() == 1.0
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_losses():

@@ -17,6 +17,7 @@ def get_config(variant="cifar10"):
   c.args = dict(  # keywords of its build()
     image_shape=(32, 32, 3),
     n_classes=0,
+    label_dropout=0.1,
     net="UNet",
     net_args=dict(
       channels=128,
@@ -26,9 +27,23 @@ def get_config(variant="cifar10"):
       dropout=0.1,
       dtype="float32",
     ),
-    tx=dict(lr=2e-4, warmup=5000, clip=1.0),
+    tx=dict(
+      lr=2e-4,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip=1.0,
+      warmup=5000,
+      decay="",
+      steps=0,
+    ),
+    beta_1=1e-4,
+    beta_T=0.02,
+    T=1000,
     ema=dict(profile="fixed", decay=0.9999),
     sampler=dict(name="ancestral", steps=1000),
+    accumulate=1,
     guidance_weight=0.0,
     bound_terms=1000,
   )
@@ -42,7 +57,7 @@ def get_config(variant="cifar10"):
     return c
 
   c.args.ema = dict(profile="warmup", decay=0.999)
-  c.args.tx = dict(lr=1e-3, warmup=100, clip=1.0)
+  c.args.tx.update(lr=1e-3, warmup=100, decay="", clip=1.0)
   c.args.sampler = dict(name="ddim", steps=50)
   c.args.bound_terms = 50
   c.data.flip, c.data.workers = False, 0
@@ -62,7 +77,7 @@ def get_config(variant="cifar10"):
     )
   elif variant == "digits":
     c.args.update(image_shape=(8, 8, 1), n_classes=10, net="ResidualMLP")
-    c.args.net_args = dict(width=256)
+    c.args.net_args = dict(width=256, depth=4, dtype="float32")
     c.data.update(source="digits", batch_size=256)
     c.train.update(steps=3000, sample_every=1000, eval_every=1000, checkpoint_every=1000)
   elif variant == "smoke":

@@ -29,10 +29,10 @@ def open_workdir(workdir):
   return path if "://" in str(workdir) else path.expanduser().resolve()
 
 
-def open_manager(workdir):
+def open_manager(workdir, read_only=False):
   """Orbax's manager of workdir/checkpoints; a context manager that ends with all saves on disk."""
   handlers = {"state": ocp.StandardCheckpointHandler(), "opt": ocp.StandardCheckpointHandler()}
-  options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP)
+  options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, read_only=read_only)
   return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_handlers=handlers)
 
 
@@ -74,6 +74,7 @@ def save_frozen(workdir, frozen, sources):
     return
   with ocp.StandardCheckpointer() as saver:
     saver.save(workdir / "frozen", frozen, force=True)
+  frozen = jax.tree.map(parallel.whole, frozen)
   if jax.process_index() == 0:
     origin = {k: {"source": sources.get(k, "init"), "sha256": sha256(frozen[k])} for k in frozen}
     (workdir / "frozen.json").write_text(json.dumps(origin, indent=1) + "\n")
@@ -105,7 +106,9 @@ def load(workdir):
   shapes = jax.eval_shape(functools.partial(step.init_state, method), jax.random.key(0))
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
   kept, frozen = split(method, like)
-  with open_manager(workdir) as manager:
+  if not (workdir / "checkpoints").exists():
+    raise ValueError(f"workdir={str(workdir)!r}: no checkpoint is there yet")
+  with open_manager(workdir, read_only=True) as manager:
     if manager.latest_step() is None:
       raise ValueError(f"workdir={str(workdir)!r}: no checkpoint is there yet")
     kept = restore(manager, kept, names=("state",))
@@ -122,6 +125,8 @@ def start_from(method, state, sources):
   Raises:
     ValueError: a name that the model or the run does not have, or a shape that differs.
   """
+  if not sources:
+    return state
   params, extra = dict(state.params), dict(state.extra)
   for name, source in sources.items():
     p, e = _read_source(name, source)

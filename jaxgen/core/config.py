@@ -70,7 +70,9 @@ def check(config, fields=FIELDS, where=""):
 def snapshot(config, workdir):
   """Writes config.json, from which `checkpoint.load` builds the run."""
   if jax.process_index() == 0:
-    (workdir / "config.json").write_text(config.to_json(indent=1) + "\n")
+    whole = workdir / "config.json.tmp"  # renamed, so that no reader ever sees half of it
+    whole.write_text(config.to_json(indent=1) + "\n")
+    whole.replace(workdir / "config.json")
 
 
 def check_resumed(config, workdir):

@@ -60,8 +60,11 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
     step_fn = parallel.compile_step(method, mode, train_step)
     # Traced before anything compiles: a batch that does not fit the model is refused here. On
     # several hosts pmap wants arrays for that.
-    like = init(k_init) if mode == "pmap" else jax.eval_shape(init, k_init)
+    trace = (lambda init, key: init(key)) if mode == "pmap" else jax.eval_shape
+    like = trace(init, jax.random.clone(k_init))
     lowered = step_fn.lower(like, batch, k_step)
+    if show:
+      _trace_sample(config, method, like)
     if first:
       state = _resume(method, init(k_init), mode, manager, workdir)
     else:
@@ -88,7 +91,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
           bar.set_postfix({k: f"{v:.4g}" for k, v in means.items() if k.endswith(_SHOWN)})
         if cut or due(train.checkpoint_every):
           _save(method, parallel.to_global(state, mode), manager)
-        if cut:
+        if cut and not last:
           report.say(f"SIGTERM: stopped after step {i}, which is saved")
           break
         if evaluate and due(train.eval_every):
@@ -130,7 +133,10 @@ def _evaluation(config, method):
   if not config.train.eval_every or "log_prob" not in method.fns:
     return None
   data = config.data
-  source = sources.open_source(data.source, "test", image_size=data.image_size or None)
+  try:
+    source = sources.open_source(data.source, "test", image_size=data.image_size or None)
+  except (ValueError, FileNotFoundError) as e:
+    raise type(e)(f"{e}; config.train.eval_every=0 does without") from e
   evaluate, limit = inference.evaluator(method, _EVAL_ROWS), config.train.eval_examples
   n_classes = config.args.get("n_classes", 0)
   return lambda vars, key: evaluate(vars, source, key, limit=limit, n_classes=n_classes)
@@ -144,6 +150,13 @@ def _pictures(config, method):
   n = len(cond["label"]) if cond else GRID_COLUMNS**2
   draw = inference.sampler(method, n)
   return lambda vars, key: draw(vars, key, n, cond)["image"]
+
+
+def _trace_sample(config, method, state):
+  """Raises now what a bad sampler would raise at the first grid."""
+  cond = {k: v[:1] for k, v in grid_labels(config.args.get("n_classes", 0)).items()}
+  sample = lambda vars, keys: method.fns["sample"](method_lib.averaged(method, vars), keys, cond)
+  jax.eval_shape(sample, state.vars, jax.random.split(jax.random.key(0), 1))
 
 
 def grid_labels(n_classes):
@@ -172,7 +185,7 @@ def _resume(method, state, mode, manager, workdir):
 @jax.jit
 def _all_finite(tree):
   floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-  return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))
+  return jnp.all(jnp.array([jnp.isfinite(x).all() for x in floats]))
 
 
 def _save(method, state, manager):

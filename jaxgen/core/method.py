@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -70,9 +71,11 @@ def build(model, args):
   try:
     module = importlib.import_module(f"jaxgen.models.{model}")
   except ModuleNotFoundError as e:
-    if not e.name.startswith("jaxgen"):
-      raise
-    raise ValueError(f"model={model!r} does not exist{_nearest(model, _models())}") from None
+    if not f"jaxgen.models.{model}".startswith(e.name):
+      raise  # something that the model imports
+    module = None
+  if not hasattr(module, "build"):
+    raise ValueError(f"model={model!r} does not exist{_nearest(model, _models())}")
   known = inspect.signature(module.build).parameters
   for name in args:
     if name not in known:
@@ -110,6 +113,20 @@ def micro_batches(method):
 def trained(method):
   """Names of the networks that change; the rest are frozen."""
   return {net for p in method.phases.values() for net in p.owns} | set(method.ema)
+
+
+def check(name, value, ok, allowed):
+  """Raises ValueError that says what is allowed, unless `ok`."""
+  if not ok:
+    raise ValueError(f"{name}={value!r}: expected {allowed}")
+
+
+def check_conditioning(n_classes, label_dropout, guidance_weight):
+  """Raises ValueError for the numbers of a class-conditional model where they are out of range."""
+  check("n_classes", n_classes, n_classes >= 0, "0 or more")
+  check("label_dropout", label_dropout, 0.0 <= label_dropout <= 1.0, "at least 0 and at most 1")
+  finite = -math.inf < guidance_weight < math.inf
+  check("guidance_weight", guidance_weight, finite, "a finite number")
 
 
 def check_batch(batch, image_shape, n_classes):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.core.method import Ema
+from jaxgen.core.method import Ema, check
 
 DECAYS = {
   "linear": lambda lr, n: optax.linear_schedule(lr, 0.0, n),
@@ -35,10 +35,10 @@ def adam(
   _fraction("tx.b2", b2)
   _positive("tx.eps", eps)
   for name, value in (("weight_decay", weight_decay), ("clip", clip), ("warmup", warmup)):
-    _check(f"tx.{name}", value, 0.0 <= value < math.inf, "a finite number, 0 or more")
-  _check("tx.decay", decay, decay in ("", *DECAYS), f"{', '.join(DECAYS)} or an empty string")
+    check(f"tx.{name}", value, 0.0 <= value < math.inf, "a finite number, 0 or more")
+  check("tx.decay", decay, decay in ("", *DECAYS), f"{', '.join(DECAYS)} or an empty string")
   if decay:
-    _check("tx.steps", steps, warmup < steps < math.inf, f"more updates than tx.warmup={warmup}")
+    check("tx.steps", steps, warmup < steps < math.inf, f"more updates than tx.warmup={warmup}")
   rate = DECAYS[decay](lr, steps - warmup) if decay else optax.constant_schedule(lr)
   if warmup:
     rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
@@ -68,7 +68,7 @@ def power_law(*, sigma_rel=0.1):
 
   arXiv:2312.02696, Sec. 3.1 and App. C.
   """
-  _check("ema.sigma_rel", sigma_rel, 0.0 < sigma_rel < 12**-0.5, "between 0 and 12^-0.5 = 0.289")
+  check("ema.sigma_rel", sigma_rel, 0.0 < sigma_rel < 12**-0.5, "between 0 and 12^-0.5 = 0.289")
   gamma = power_law_exponent(sigma_rel)
   return lambda step: (step / (step + 1.0)) ** (gamma + 1.0)
 
@@ -93,18 +93,13 @@ def averages(source, ema):
     return {}
   numbers = dict(ema) if hasattr(ema, "keys") else {"profile": "fixed", "decay": ema}
   profile = numbers.pop("profile", None)
-  _check("ema.profile", profile, profile in PROFILES, f"one of {', '.join(PROFILES)}")
+  check("ema.profile", profile, profile in PROFILES, f"one of {', '.join(PROFILES)}")
   return {f"{source}_ema": Ema(source, PROFILES[profile](**numbers))}
 
 
-def _check(name, value, ok, allowed):
-  if not ok:
-    raise ValueError(f"{name}={value!r}: expected {allowed}")
-
-
 def _positive(name, value):
-  _check(name, value, 0.0 < value < math.inf, "a finite number above 0")
+  check(name, value, 0.0 < value < math.inf, "a finite number above 0")
 
 
 def _fraction(name, value):
-  _check(name, value, 0.0 <= value < 1.0, "at least 0 and less than 1")
+  check(name, value, 0.0 <= value < 1.0, "at least 0 and less than 1")

@@ -40,7 +40,8 @@ def start(multihost=False):
 
 def mesh():
   """All devices of all hosts along one axis. (jax.make_mesh defaults to Explicit axes.)"""
-  return Mesh(np.asarray(jax.devices()), (axis.NAME,))
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))  # a host's rows together
+  return Mesh(np.asarray(devices), (axis.NAME,))
 
 
 def check_rows(batch_size):
@@ -120,14 +121,20 @@ def from_global(state, mode):
   return state
 
 
+def whole(x):
+  """An array that this process can read, from one that may be split over hosts: all call this."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return x
+  if x.is_fully_replicated:
+    return x.addressable_data(0)
+  return multihost_utils.process_allgather(x, tiled=True)
+
+
 def place(tree, like):
   """Whole arrays, the same on every host -> copies with the sharding of `like`, a tree like it."""
 
   def put(x, like):
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      whole = x.is_fully_replicated
-      x = x.addressable_data(0) if whole else multihost_utils.process_allgather(x, tiled=True)
-    x = np.array(x)  # a copy: donation must not take a buffer that somebody else holds
+    x = np.array(whole(x))  # a copy: donation must not take a buffer that somebody else holds
     return jax.make_array_from_callback(x.shape, like.sharding, lambda i: x[i])
 
   return jax.tree.map(put, tree, like)

@@ -23,7 +23,8 @@ class JsonLines:
     self._workdir, self._path = workdir, workdir / "metrics.jsonl"
     if self._path.exists():  # what a run that was cut wrote after its last checkpoint
       lines = self._path.read_text().splitlines(keepends=True)
-      self._path.write_text("".join(x for x in lines if json.loads(x)["step"] <= step))
+      whole = [x for x in lines if x.endswith("}\n")]  # the last one may have been cut
+      self._path.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
 
   def write_scalars(self, step, scalars):
     """scalars: name -> number."""

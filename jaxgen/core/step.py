@@ -7,7 +7,7 @@ from flax import struct
 
 from jaxgen import noise
 from jaxgen.core import axis
-from jaxgen.core.method import Method, Vars
+from jaxgen.core.method import Method, Vars, check
 
 
 @struct.dataclass
@@ -26,6 +26,10 @@ class TrainState:
 
 def init_state(method: Method, key) -> TrainState:
   """A fresh state; the averages start from their sources."""
+  for name, p in method.phases.items():
+    for field in ("repeats", "accumulate", "every"):
+      value = getattr(p, field)
+      check(f"{name}.{field}", value, value >= 1, "1 or more")
   params, extra = method.init(key)
   params = _start_averages(method, params)
   opt = {

@@ -10,6 +10,7 @@ arrays; `source.labels`, int32 [N], or None where finding them would mean readin
 Files are untrusted: nothing is unpickled, and sizes are checked before memory is taken.
 """
 
+import concurrent.futures
 import dataclasses
 import difflib
 import importlib
@@ -22,7 +23,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 MAX_BYTES = 16 * 2**30  # of all the arrays of one npz file
 MAX_PIXELS = 50_000_000  # of one image file
@@ -100,6 +101,8 @@ def checked(arrays, index):
     return arrays
   if not np.issubdtype(arrays["label"].dtype, np.integer):
     raise ValueError(f"label must be integers, these are {arrays['label'].dtype}")
+  if arrays["label"].ndim != 1:
+    raise ValueError(f"label must be one number an example, these are {arrays['label'].shape[1:]}")
   return {**arrays, "label": to_int32("label", arrays["label"], index)}
 
 
@@ -262,6 +265,8 @@ def _folder(path, split):
   if stray:
     raise ValueError(f"image {root / stray} is outside the class folders {', '.join(classes)}")
   labels = np.array([classes[f.parts[0]] for f in files], np.int32) if classes else None
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    list(pool.map(_check_header, [root / f for f in files]))
   names = tuple(f.as_posix() for f in files)
   return Folder(root, names, labels, _captions(root / "captions.jsonl", names))
 
@@ -338,9 +343,18 @@ def _decode(path):
     with Image.open(path, formats=[FORMATS[path.suffix.lower()]]) as image:
       if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+      image = ImageOps.exif_transpose(image)
       if image.mode.startswith("I"):  # Pillow's own conversion would clip it to white
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
       return np.asarray(image.convert("RGB"))
+  except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _check_header(path):
+  try:
+    with Image.open(path, formats=[FORMATS[path.suffix.lower()]]):
+      pass
   except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
     raise ValueError(f"{path} cannot be read as an image: {error}") from error
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxgen import noise
+from jaxgen import noise, paths
 
 
 def ddim(field, x, keys, ts, *, eta=0.0, z=None):
@@ -16,20 +16,18 @@ def ddim(field, x, keys, ts, *, eta=0.0, z=None):
       eta = 0, it encodes.
     z: [S, B, ...] in place of normal noise (tests).
   """
-  t, s = ts[:-1], ts[1:]  # s is nearer to the data
-  (alpha_t, alpha_s), (sigma_t, sigma_s) = (
-    map(field.path.alpha, (t, s)),
-    map(field.path.sigma, (t, s)),
-  )
-  lost = jnp.sqrt(jnp.maximum(1.0 - (alpha_t / alpha_s) ** 2, 0.0))
-  std = eta * sigma_s / sigma_t * lost  # Eq. 16
-  kept = jnp.sqrt(jnp.maximum(sigma_s**2 - std**2, 0.0))
+  path, (t, s) = field.path, (ts[:-1], ts[1:])  # s is nearer to the data
+  deterministic = isinstance(eta, (int, float)) and eta == 0
+  std = (
+    jnp.zeros_like(s) if deterministic else eta * jnp.sqrt(paths.posterior(path, t, s).small)
+  )  # Eq. 16
+  alpha_s, kept = path.alpha(s), jnp.sqrt(jnp.maximum(path.sigma(s) ** 2 - std**2, 0.0))
 
   def step(x, inputs):
     i, t, alpha_s, kept, std, z = inputs
     p = field.predict(x, jnp.full(x.shape[:1], t))
     x = alpha_s * p.x + kept * p.eps  # Eq. 12
-    if isinstance(eta, (int, float)) and eta == 0:
+    if deterministic:
       return x, None
     z = noise.normal(noise.fold_in(keys, i), x.shape[1:]) if z is None else z
     return x + std * z, None

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check_batch
+from jaxgen.core.method import Aux, Method, Phase, Vars, check_batch, check_conditioning
 from jaxgen.objectives import elbo, score
 from jaxgen.samplers import guidance
 
@@ -44,6 +44,7 @@ def build(
     bound_terms: times at which log_prob takes the terms of the bound; T takes every one.
   """
   image_shape = tuple(image_shape)
+  check_conditioning(n_classes, label_dropout, guidance_weight)
   path = paths.Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
   init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
@@ -65,9 +66,10 @@ def build(
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}. x is clipped to [-1, 1], as the paper's sampler does."""
-    of = lambda label: guidance.clipped(paths.eps_field(path, eps_fn(vars, label)))
+    of = lambda label: paths.eps_field(path, eps_fn(vars, label))
     conditional = of(cond.get("label"))
-    return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
+    guided = guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
+    return guidance.clipped(guided)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}; a `name` in options replaces the whole sampler."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check_batch
+from jaxgen.core.method import Aux, Method, Phase, Vars, check_batch, check_conditioning
 from jaxgen.objectives import change_of_variables, likelihood, velocity
 from jaxgen.samplers import guidance
 
@@ -45,6 +45,7 @@ def build(
     ode_steps: of Heun's method in log_prob.
   """
   image_shape = tuple(image_shape)
+  check_conditioning(n_classes, label_dropout, guidance_weight)
   path = paths.Linear(sigma_min)
   init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
