@@ -8,7 +8,6 @@ import types
 import zipfile
 import zlib
 
-import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
@@ -419,15 +418,11 @@ def test_image_size_makes_a_mixed_folder_uniform(tmp_path):
   assert sources.open_source("digits", "test", image_size=16).labels is not None
 
 
-def test_every_source_can_be_sent_to_a_worker(tmp_path):
-  save_images(tmp_path, {"k/a.png": solid(1), "k/b.png": solid(2)})
-  np.savez(tmp_path / "train.npz", image=np.stack([solid(1), solid(2)]))
-  sources.write_array_record(tmp_path / "train.array_record", [{"image": solid(1)}])
-  for kind in ("folder", "npz", "array_record"):
-    source = sources.open_source(f"{kind}:{tmp_path}", "train", image_size=4)
-    copy = cloudpickle.loads(cloudpickle.dumps(source))
-    assert len(copy) == len(source)
-    same(copy[0], source[0])
+def test_a_file_of_records_is_read_in_a_worker(tmp_path):
+  sources.write_array_record(tmp_path / "train.array_record", [{"image": solid(3)}])
+  source = sources.open_source(f"array_record:{tmp_path}", "train", image_size=4)
+  batch = next(pipeline.batches(source, rows=2, steps=1, workers=1, host=0, hosts=1))
+  np.testing.assert_array_equal(ids(batch), [[3, 3]])
 
 
 # Bad input
