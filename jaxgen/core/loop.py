@@ -60,8 +60,9 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
     step_fn = parallel.compile_step(method, mode, train_step)
     # Traced before anything compiles: a batch that does not fit the model is refused here. On
     # several hosts pmap wants arrays for that.
-    trace = (lambda init, key: init(key)) if mode == "pmap" else jax.eval_shape
-    like = trace(init, jax.random.clone(k_init))
+    like = jax.eval_shape(init, k_init)
+    if mode == "pmap":
+      like = init(jax.random.clone(k_init))
     lowered = step_fn.lower(like, batch, k_step)
     if show:
       _trace_sample(config, method, like)

@@ -11,6 +11,7 @@ Files are untrusted: nothing is unpickled, and sizes are checked before memory i
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -337,26 +338,30 @@ def _read_member(archive, member):
     return npy.read_array(stream, allow_pickle=False)
 
 
-def _decode(path):
-  """RGB uint8 [H, W, 3] of an image file; transparency is dropped, 16-bit grey is scaled."""
+@contextlib.contextmanager
+def _opened(path):
+  """The Pillow image of a file, not decoded yet; any failure names the file."""
   try:
     with Image.open(path, formats=[FORMATS[path.suffix.lower()]]) as image:
       if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-      image = ImageOps.exif_transpose(image)
-      if image.mode.startswith("I"):  # Pillow's own conversion would clip it to white
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-      return np.asarray(image.convert("RGB"))
+      yield image
   except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
     raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _check_header(path):
-  try:
-    with Image.open(path, formats=[FORMATS[path.suffix.lower()]]):
-      pass
-  except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-    raise ValueError(f"{path} cannot be read as an image: {error}") from error
+  with _opened(path):
+    pass
+
+
+def _decode(path):
+  """RGB uint8 [H, W, 3] of an image file, upright; transparency is dropped, 16-bit grey is scaled."""
+  with _opened(path) as image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip it to white
+      image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def _captions(file, names):
