@@ -26,6 +26,12 @@ def split(keys, n=2):
   return tuple(jax.random.wrap_key_data(data[:, i], impl=impl) for i in range(n))
 
 
+def repeat(keys, n):
+  """[B] -> [n * B], n keys of each row: its 0th, then all rows' 1st, and so on."""
+  parts = [jax.random.key_data(k) for k in split(keys, n)]
+  return jax.random.wrap_key_data(jnp.concatenate(parts), impl=jax.random.key_impl(keys))
+
+
 def fold_in(keys, i):
   """Keys [B] for step or layer i >= 0, never equal to a split of the same keys."""
   # jax.random.split(k, n)[i] is jax.random.fold_in(k, i); the high bit keeps the two apart.

@@ -18,10 +18,11 @@ def smoke(path):
 
 
 def small(path):
-  """The smoke variant with an MLP: compiles in a few seconds."""
+  """The smoke variant with an MLP in place of a UNet: compiles in a few seconds."""
   config = smoke(path)
-  config.args.net = "ResidualMLP"
-  config.args.net_args = dict(width=16, depth=1)
+  if config.args.get("net") == "UNet":
+    config.args.net = "ResidualMLP"
+    config.args.net_args = dict(width=16, depth=1)
   config.train.sample_every = config.train.eval_every = 0
   return config
 

@@ -1,6 +1,7 @@
 """Losses, bounds and densities against closed forms, then golden vectors."""
 
 import functools
+import math
 
 import golden
 import jax
@@ -8,10 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import GaussianData
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 
 from jaxgen import noise, paths
-from jaxgen.objectives import change_of_variables, elbo, likelihood, score, velocity
+from jaxgen.objectives import (
+  adversarial,
+  change_of_variables,
+  elbo,
+  likelihood,
+  score,
+  velocity,
+)
 from jaxgen.samplers import guidance
 
 DATA = GaussianData()
@@ -78,6 +86,108 @@ def test_kl_of_normals_is_its_integral():
   integral = np.trapezoid(q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), z)
   np.testing.assert_allclose(elbo.normal_kl(0.3, 0.4, -0.5, -0.2), integral, rtol=1e-5)
   assert elbo.normal_kl(0.3, 0.4, 0.3, 0.4) == 0.0
+
+
+def linear_gaussian():
+  """x = W z + b + s n with z, n ~ N(0, I) and the columns of W orthogonal: p(z | x) is diagonal.
+
+  Returns log p(x | z), log p(x), and mean and log variance of p(z | x), for 512 x.
+  """
+  w = jnp.array([[1.0, 0.5], [-1.0, 0.5], [0.0, 2.0]])
+  b, s = jnp.array([[0.3, -0.2, 0.1]]), 0.7
+  var = 1.0 / (1.0 + jnp.sum(w**2, 0) / s**2)
+  mean = var[None] * ((X - b) @ w) / s**2
+  log_likelihood = lambda z: likelihood.gaussian(X, z @ w.T + b, 2.0 * math.log(s)).sum(-1)
+  exact = multivariate_normal(b[0], w @ w.T + s**2 * np.eye(3)).logpdf(X)
+  return log_likelihood, exact, mean, jnp.broadcast_to(jnp.log(var)[None], mean.shape)
+
+
+@pytest.mark.parametrize("shift, widen", [(0.0, 0.0), (0.5, 0.0), (-0.2, 0.7), (0.0, -1.0)])
+def test_the_elbo_misses_the_evidence_by_the_kl_to_the_posterior(shift, widen):
+  """log p(x) - ELBO = KL(q || p(z | x)): nothing at the true posterior, and never below."""
+  log_likelihood, exact, mean, log_var = linear_gaussian()
+  q = mean + shift, log_var + widen
+
+  @jax.jit
+  def bound(keys):
+    one = lambda k: elbo.gaussian_bound(log_likelihood, *q, noise.rows(k, 512))
+    terms = jax.lax.map(one, keys)
+    return terms[0] - terms[1]
+
+  draws = bound(jax.random.split(jax.random.key(7), 400))  # [400, 512]
+  gap = exact - draws.mean(0)
+  kl = elbo.normal_kl(*q, mean, log_var).sum(-1)
+  error = 5.0 * draws.std(0) / 20.0
+  assert (jnp.abs(gap - kl) < error).all()
+  np.testing.assert_allclose(gap.mean(), kl.mean(), atol=0.02)
+  assert (kl.mean() > 0.1) == (shift != 0.0 or widen != 0.0)
+
+
+def test_reparameterized_samples_have_the_moments_and_their_gradients():
+  """d E[z^2] / d mean = 2 mean, d E[z^2] / d log_var = e^log_var."""
+  keys = noise.rows(jax.random.key(8), 100_000)
+  square = lambda m, v: jnp.mean(
+    elbo.reparameterize(keys, jnp.full((100_000, 1), m), jnp.full((100_000, 1), v)) ** 2
+  )
+  value, slopes = jax.jit(jax.value_and_grad(square, (0, 1)))(0.5, -1.0)
+  np.testing.assert_allclose(value, 0.25 + np.exp(-1.0), atol=0.01)
+  np.testing.assert_allclose(slopes, [1.0, np.exp(-1.0)], atol=0.02)
+
+
+def test_standard_kl_is_survey_eq_3():
+  mean, log_var = jax.random.normal(jax.random.key(9), (2, 4, 3))
+  exact = 0.5 * (mean**2 + jnp.exp(log_var) - log_var - 1.0).sum(-1)
+  np.testing.assert_allclose(elbo.standard_kl(mean, log_var), exact, rtol=1e-5)
+
+
+def test_bernoulli_pixels_sum_to_one_and_keep_large_logits():
+  logits = jnp.array([-200.0, -3.0, 0.0, 3.0, 200.0])
+  p = jnp.exp(likelihood.bernoulli(jnp.array([[0.0], [1.0]]), logits[None]))
+  np.testing.assert_allclose(p.sum(0), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(likelihood.bernoulli(1.0, -200.0), -200.0)
+
+
+def test_gaussian_pixels_are_scipys():
+  x, mean, log_var = jax.random.normal(jax.random.key(10), (3, 5, 4))
+  exact = norm.logpdf(x, mean, np.exp(0.5 * log_var))
+  np.testing.assert_allclose(likelihood.gaussian(x, mean, log_var), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_binarized_pixels_are_coins_of_their_brightness():
+  x = jnp.broadcast_to(jnp.array([[-1.0, -0.5, 0.0, 1.0]]), (20_000, 4))
+  b = likelihood.binarize(noise.rows(jax.random.key(11), len(x)), x)
+  np.testing.assert_array_equal(jnp.unique(b), [0.0, 1.0])
+  np.testing.assert_allclose(b.mean(0), [0.0, 0.25, 0.5, 1.0], atol=0.015)
+
+
+def test_gradient_penalty_of_a_linear_critic():
+  """Its gradient is w at every point: (|w| - 1)^2, with |w| = 5; and none for |w| = 1."""
+  x, x_fake = jax.random.normal(jax.random.key(12), (2, 512, 2))
+  w = jnp.array([3.0, 4.0])
+  penalty = lambda w: adversarial.gradient_penalty(lambda x: x @ w, keys(), x, x_fake)
+  np.testing.assert_allclose(penalty(w), np.full(512, 16.0), rtol=1e-5)
+  np.testing.assert_allclose(penalty(w / 5.0), np.zeros(512), atol=1e-6)
+  slope = jax.grad(lambda w: penalty(w).mean())(w)
+  np.testing.assert_allclose(slope, 2.0 * 4.0 * w / 5.0, rtol=1e-5)
+  flat = jax.grad(lambda w: penalty(w).mean())(jnp.zeros(2))
+  assert jnp.isfinite(flat).all()  # of a square root at 0
+
+
+def test_gradient_penalty_is_taken_between_each_pair():
+  """D(x) = |x|^2 / 2 has the gradient x; u is the weight of the data."""
+  x, x_fake = jax.random.normal(jax.random.key(13), (2, 6, 2, 2, 1))
+  u = jnp.linspace(0.0, 1.0, 6)
+  critic = lambda x: 0.5 * jnp.sum(x**2, (1, 2, 3))
+  ours = adversarial.gradient_penalty(critic, keys()[:6], x, x_fake, u=u)
+  middle = u[:, None, None, None] * x + (1.0 - u)[:, None, None, None] * x_fake
+  np.testing.assert_allclose(ours, (jnp.sqrt(2.0 * critic(middle)) - 1.0) ** 2, rtol=1e-5)
+
+
+def test_golden_wasserstein_losses():
+  x, close = golden.load("gan_losses")
+  real, fake = x["in.real"][:, 0], x["in.fake"][:, 0]
+  close(adversarial.wasserstein_critic(real, fake), "wasserstein_d")
+  close(adversarial.wasserstein_generator(fake), "wasserstein_g")
 
 
 @pytest.mark.parametrize("log_std", [-7.0, -4.0, -1.0, 1.0])

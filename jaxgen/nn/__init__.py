@@ -7,6 +7,17 @@ from jaxgen.nn import mlp, unet
 _IMAGE_NETS = {"UNet": unet.UNet, "ResidualMLP": mlp.ResidualMLP}
 
 
+def module(cls, where, args, **fixed):
+  """cls(**args, **fixed), with the lists of `args`, as JSON has them, made tuples.
+
+  Raises ValueError, which says `where` the keyword stands, for one that the module does not have.
+  """
+  fields = cls.__dataclass_fields__.keys() - {"parent", "name"} - fixed.keys()
+  if unknown := set(args) - fields:
+    raise ValueError(f"{where}.{min(unknown)}: {cls.__name__} has {', '.join(sorted(fields))}")
+  return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}, **fixed)
+
+
 def image_net(name, image_shape, n_classes, **args):
   """The network of images and times that a config names.
 
@@ -23,13 +34,8 @@ def image_net(name, image_shape, n_classes, **args):
   """
   if name not in _IMAGE_NETS:
     raise ValueError(f"net={name!r}: expected one of {', '.join(_IMAGE_NETS)}")
-  fields = _IMAGE_NETS[name].__dataclass_fields__.keys() - {"parent", "name", "n_classes"}
-  if unknown := args.keys() - fields:
-    raise ValueError(f"net_args.{min(unknown)}: {name} has {', '.join(sorted(fields))}")
-  args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-  if "out_channels" in fields:
-    args["out_channels"] = image_shape[-1]
-  net = _IMAGE_NETS[name](n_classes=n_classes, **args)
+  out = {"out_channels": image_shape[-1]} if name == "UNet" else {}
+  net = module(_IMAGE_NETS[name], "net_args", args, n_classes=n_classes, **out)
 
   def apply(params, x, t, label=None, draw=None):
     if n_classes and label is None:

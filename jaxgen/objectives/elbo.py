@@ -1,6 +1,6 @@
 """Evidence lower bounds and their terms, in nats.
 
-Equations of the diffusion terms: arXiv:2006.11239.
+A bare equation number is one of arXiv:2006.11239.
 """
 
 import jax
@@ -17,10 +17,42 @@ def normal_kl(mean_q, log_var_q, mean_p, log_var_p):
   return 0.5 * (jnp.expm1(wider) - wider + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
 
 
+def standard_kl(mean, log_var):
+  """KL(N(mean, e^log_var) || N(0, I)), per example [B]. arXiv:1312.6114, App. B; survey Eq. 3."""
+  return _sum(normal_kl(mean, log_var, 0.0, 0.0))
+
+
+def reparameterize(keys, mean, log_var, *, eps=None):
+  """z = mean + e^(log_var / 2) eps, [B, ...]. arXiv:1312.6114, Sec. 2.4; survey Eq. 13-14.
+
+  keys: [B]. eps: like mean, in place of normal noise (tests, ablations).
+  """
+  eps = noise.normal(keys, mean.shape[1:]) if eps is None else eps
+  return mean + jnp.exp(0.5 * log_var) * eps
+
+
+def gaussian_bound(log_likelihood, mean, log_var, keys, *, eps=None):
+  """E_q log p(x | z), from one z an example, and KL(q(z | x) || p(z)); the bound is the difference.
+
+  log p(x) = log E_q p(x, z) / q(z | x) >= E_q log p(x | z) - KL, with q = N(mean, e^log_var) and
+  p(z) = N(0, I). arXiv:1312.6114, Eq. 3 and 10; survey Eq. 4-12.
+
+  Args:
+    log_likelihood: z [B, D] -> log p(x | z) [B], in nats.
+    mean, log_var: of q, [B, D]. keys: [B]. eps: of `reparameterize`.
+
+  Returns:
+    (log p(x | z) [B], KL [B]), in nats.
+  """
+  mean, log_var = mean.astype(jnp.float32), log_var.astype(jnp.float32)
+  z = reparameterize(keys, mean, log_var, eps=eps)
+  return log_likelihood(z), standard_kl(mean, log_var)
+
+
 def diffusion_prior(path, x):
   """L_T = KL(q(x_T | x) || N(0, I)), per example [B]. arXiv:2006.11239, Eq. 5."""
   alpha, sigma = path.alpha(path.t_noise), path.sigma(path.t_noise)
-  return _sum(normal_kl(alpha * x, 2.0 * jnp.log(sigma), 0.0, 0.0))
+  return standard_kl(alpha * x, 2.0 * jnp.log(sigma))
 
 
 def diffusion_term(field, x, x_t, t, *, v=1.0, log_cdf=norm.logcdf):

@@ -16,6 +16,21 @@ def dequantize(keys, x):
   return x + BIN * noise.uniform(keys, x.shape[1:], -0.5, 0.5)
 
 
+def binarize(keys, x):
+  """Pixels x [B, ...] in [-1, 1] -> 1 with probability (x + 1) / 2, else 0; float32 [B, ...]."""
+  return jnp.float32(noise.uniform(keys, x.shape[1:]) < 0.5 * (x + 1.0))
+
+
+def bernoulli(x, logits):
+  """log P(x) of x in {0, 1}, elementwise. arXiv:1312.6114, Eq. 11."""
+  return x * jax.nn.log_sigmoid(logits) + (1.0 - x) * jax.nn.log_sigmoid(-logits)
+
+
+def gaussian(x, mean, log_var):
+  """log density of N(mean, e^log_var), elementwise. arXiv:1312.6114, Eq. 12; survey Eq. 18-19."""
+  return -0.5 * ((x - mean) ** 2 * jnp.exp(-log_var) + log_var + math.log(2.0 * math.pi))
+
+
 def tanh_log_cdf(z):
   """log of an approximate normal distribution function, that of DDPM's official code.
 

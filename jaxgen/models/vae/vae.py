@@ -1,0 +1,156 @@
+"""VAE: Auto-Encoding Variational Bayes. Kingma, Welling, 2013. arXiv:1312.6114.
+
+Survey V03, Eq. 3-14, 18-19.
+
+Encoder and decoder with one hidden layer of tanh, App. C, trained on the bound of Eq. 10 with one
+z an example. Two decoders: Bernoulli, for images that are binarised anew each time they are seen,
+and Gaussian, for dequantised 8-bit images.
+
+Deviations: Adam takes the place of Adagrad, and Flax's initialisation that of N(0, 0.01).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen import noise
+from jaxgen.core import optim
+from jaxgen.core.method import Aux, Method, Phase, Vars, check, check_batch
+from jaxgen.objectives import elbo, likelihood
+
+
+class GaussianMLP(nn.Module):
+  """The mean and the log variance of a diagonal Gaussian. App. C.2."""
+
+  width: int
+  out: int
+
+  @nn.compact
+  def __call__(self, x):
+    """x: [B, D] -> two of [B, out]."""
+    h = nn.tanh(nn.Dense(self.width, name="hidden")(x))
+    return nn.Dense(self.out, name="mean")(h), nn.Dense(self.out, name="log_var")(h)
+
+
+class BernoulliMLP(nn.Module):
+  """The logits of independent coins. App. C.1."""
+
+  width: int
+  out: int
+
+  @nn.compact
+  def __call__(self, z):
+    """z: [B, D] -> [B, out]."""
+    return nn.Dense(self.out, name="logits")(nn.tanh(nn.Dense(self.width, name="hidden")(z)))
+
+
+class Decoder(NamedTuple):
+  """p(x | z): a network, the data that it is a distribution of, and its numbers."""
+
+  net: type[nn.Module]
+  data: Callable  # (keys [B], pixels [B, D] in [-1, 1]) -> x [B, D]
+  log_prob: Callable  # (x [B, D], what the network returns) -> [B, D], nats
+  mean: Callable  # what the network returns -> pixels [B, D] in [-1, 1]
+  unit: float  # nats to add to log_prob for each pixel: log of the width of a bin
+
+
+DECODERS = {
+  "bernoulli": Decoder(
+    BernoulliMLP,
+    likelihood.binarize,
+    likelihood.bernoulli,
+    lambda logits: 2.0 * nn.sigmoid(logits) - 1.0,
+    0.0,
+  ),
+  # The mean stays within the range of pixels, as in App. C.2.
+  "gaussian": Decoder(
+    GaussianMLP,
+    likelihood.dequantize,
+    lambda x, p: likelihood.gaussian(x, jnp.tanh(p[0]), p[1]),
+    lambda p: jnp.tanh(p[0]),
+    math.log(likelihood.BIN),
+  ),
+}
+
+
+def build(
+  *,
+  image_shape=(28, 28, 1),
+  decoder="bernoulli",
+  z_dim=20,
+  width=500,
+  tx={"lr": 1e-3},
+  ema=0.0,
+):
+  """The Method; the defaults are one of the paper's MNIST models.
+
+  Args:
+    image_shape: (H, W, C) of batches and samples.
+    decoder: "bernoulli" or "gaussian".
+    z_dim: length of z. width: of the hidden layers.
+    tx, ema: of `optim.adam` and `optim.averages`; both networks are averaged.
+  """
+  image_shape = tuple(image_shape)
+  check("decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
+  check("z_dim", z_dim, z_dim >= 1, "1 or more")
+  check("width", width, width >= 1, "1 or more")
+  dims, p = math.prod(image_shape), DECODERS[decoder]
+  encoder_net, decoder_net = GaussianMLP(width, z_dim), p.net(width, dims)
+
+  def init(key):
+    k_encoder, k_decoder = jax.random.split(key)
+    encoder = encoder_net.init(k_encoder, jnp.zeros((1, dims)))
+    decoder = decoder_net.init(k_decoder, jnp.zeros((1, z_dim)))
+    return Vars({"encoder": encoder["params"], "decoder": decoder["params"]})
+
+  def posterior(vars, batch, keys):
+    """x [B, D] as the decoder takes it, and mean and log variance of q(z | x), [B, z_dim]."""
+    check_batch(batch, image_shape, 0)
+    pixels = batch["image"].astype(jnp.float32)
+    x = p.data(keys, pixels.reshape(len(pixels), dims))
+    return x, *encoder_net.apply({"params": vars.params["encoder"]}, x)
+
+  def decoded(vars, z):
+    return decoder_net.apply({"params": vars.params["decoder"]}, z)
+
+  def bound(vars, batch, keys):
+    """log p(x | z) [B] and KL [B]."""
+    k_data, k_z = noise.split(keys)
+    x, mean, log_var = posterior(vars, batch, k_data)
+    log_likelihood = lambda z: jnp.sum(p.log_prob(x, decoded(vars, z)) + p.unit, axis=1)
+    return elbo.gaussian_bound(log_likelihood, mean, log_var, k_z)
+
+  def loss(vars, batch, keys, *, beta=1.0):
+    """-(E_q log p(x | z) - beta KL) in nats; beta = 1 is the paper's. Survey Eq. 12."""
+    reconstruction, kl = (term.mean() for term in bound(vars, batch, keys))
+    return beta * kl - reconstruction, Aux({"reconstruction": -reconstruction, "kl": kl})
+
+  def log_prob(vars, batch, keys):
+    """A lower bound on log P in nats, [B]: of images binarised by `keys`, or of 8-bit images."""
+    reconstruction, kl = bound(vars, batch, keys)
+    return reconstruction - kl
+
+  def encode(vars, batch, keys):
+    """z ~ q(z | x), [B, z_dim]."""
+    k_data, k_z = noise.split(keys)
+    _, mean, log_var = posterior(vars, batch, k_data)
+    return elbo.reparameterize(k_z, mean, log_var)
+
+  def decode(vars, latents):
+    """{"image": E[x | z], [B, H, W, C]}."""
+    return {"image": p.mean(decoded(vars, latents)).reshape(-1, *image_shape)}
+
+  def sample(vars, keys, cond={}):
+    """{"image": [n, *image_shape]}: E[x | z] at z ~ N(0, I)."""
+    return decode(vars, noise.normal(keys, (z_dim,)))
+
+  return Method(
+    init,
+    {"vae": Phase(loss, ("encoder", "decoder"), optim.adam(**tx))},
+    ema={**optim.averages("encoder", ema), **optim.averages("decoder", ema)},
+    fns={"sample": sample, "log_prob": log_prob, "encode": encode, "decode": decode},
+  )

@@ -1,0 +1,145 @@
+"""WGAN-GP: its losses by hand, its networks piece by piece, and a mixture that it must cover."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import noise
+from jaxgen.core import method, step
+from jaxgen.models.gan import wgan_gp
+
+KEY = jax.random.key
+SMALL = {
+  "image_shape": (8, 8, 1),
+  "gen_args": {"channels": (4, 4)},
+  "critic_args": {"channels": (4, 4)},
+  "z_dim": 3,
+}
+TOY = {"image_shape": (1, 1, 2), "net": "MLP", "z_dim": 2}
+
+
+def test_it_covers_the_eight_gaussians():
+  """Survey Box 4 on the paper's toy data (Fig. 1 and its code): every mode, about equally often."""
+  angle = 2 * np.pi * np.arange(8) / 8
+  centres = np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+  def draw(key):
+    k_mode, k_eps = jax.random.split(key)
+    x = jnp.asarray(centres)[jax.random.randint(k_mode, (128,), 0, 8)]
+    return (x + 0.014 * jax.random.normal(k_eps, x.shape)).reshape(-1, 1, 1, 2)
+
+  widths = {"gen_args": {"width": 64}, "critic_args": {"width": 64}}
+  tx = {"lr": 1e-3, "b1": 0.5, "b2": 0.9}
+  made = wgan_gp.build(**TOY, **widths, gp_weight=0.1, gen_rows=1, n_critic=2, tx=tx)
+
+  def train(state, key):
+    batch = {"image": jax.vmap(draw)(jax.random.split(key, 2))}
+    return step.train_step(made, state, batch, KEY(2))[0], None
+
+  run = jax.jit(lambda s: jax.lax.scan(train, s, jax.random.split(KEY(1), 1000))[0])
+  vars = run(step.init_state(made, KEY(0))).vars
+  x = made.fns["sample"](vars, jax.random.split(KEY(3), 2000))["image"].reshape(-1, 2)
+  distance = np.linalg.norm(np.asarray(x)[:, None] - centres, axis=-1)
+  near = distance.min(1) < 0.2
+  share = np.bincount(distance.argmin(1)[near], minlength=8) / len(x)
+  assert near.mean() > 0.7 and share.min() > 0.05, share
+
+
+@pytest.fixture(scope="module")
+def conditional():
+  """A small model with three classes whose every parameter is random, and a batch of 6."""
+  made = wgan_gp.build(**SMALL, n_classes=3)
+  vars = jax.jit(made.init)(KEY(0))
+  noisy = lambda x: x + 0.3 * jax.random.normal(KEY(x.size), x.shape)
+  vars = vars._replace(params=jax.tree.map(noisy, vars.params))
+  image = jax.random.uniform(KEY(1), (6, 8, 8, 1), minval=-1.0)
+  return made, vars, {"image": image, "label": jnp.array([0, 1, 2, 0, 1, 2])}
+
+
+def test_the_losses_are_box_4(conditional):
+  """Both losses of the same samples put together by hand, with the weights of the classifier."""
+  made, vars, batch = conditional
+  twice = wgan_gp.build(**SMALL, n_classes=3, gp_weight=20.0, class_weights=(3.0, 0.0))
+
+  @jax.jit
+  def losses(vars):
+    run = lambda made, phase: made.phases[phase].loss(vars, batch, jax.random.split(KEY(2), 6))
+    return [run(m, phase) for m in (made, twice) for phase in ("critic", "gen")]
+
+  (critic, aux), (gen, _), (critic_twice, _), (gen_alone, gen_aux) = losses(vars)
+  m = aux.metrics
+  entropy = float(critic - 10.0 * m["penalty"] + m["wasserstein"])
+  assert entropy > 0.0 and np.isclose(m["accuracy"] * 6 % 1, 0.0, atol=1e-5)
+  by_hand = 20.0 * m["penalty"] - m["wasserstein"] + 3.0 * entropy
+  np.testing.assert_allclose(critic_twice, by_hand, rtol=1e-5)
+  assert 0.0 < gen - gen_alone < 1.0  # a tenth of a cross-entropy
+  moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), gen_aux.extra["gen"], vars.extra["gen"])
+  assert all(x > 0 for x in jax.tree.leaves(moved))
+
+
+def test_conditional_batch_norm_is_a_row_of_its_tables():
+  layer = wgan_gp.BatchNorm(train=True, dtype=jnp.float32, n_classes=3)
+  x, label = jax.random.normal(KEY(0), (4, 5, 5, 2)) * 3.0 + 1.0, jnp.array([2, 0, 1, 2])
+  variables = layer.init(KEY(1), x, label)
+  scale, shift = jax.random.normal(KEY(2), (2, 3, 2))
+  params = {"scale": {"embedding": scale}, "shift": {"embedding": shift}}
+  y, _ = layer.apply({**variables, "params": params}, x, label, mutable=["batch_stats"])
+  normal = (x - x.mean((0, 1, 2))[None, None, None]) / x.std((0, 1, 2))[None, None, None]
+  per_row = lambda table: table[label][:, None, None, :]
+  np.testing.assert_allclose(y, per_row(scale) * normal + per_row(shift), atol=1e-4)
+
+
+def test_the_class_of_a_sample_is_the_one_asked_for(conditional):
+  """Labels change the sample, and without any they are drawn, one a key."""
+  made, vars, _ = conditional
+
+  @jax.jit
+  def sample(vars, cond):
+    return made.fns["sample"](vars, jax.random.split(KEY(3), 9), cond)["image"]
+
+  each = jnp.stack([sample(vars, {"label": jnp.full(9, i)}) for i in range(3)])
+  drawn = sample(vars, {})
+  match = jnp.abs(each - drawn[None]).max((2, 3, 4)) < 1e-6  # [3, 9]
+  np.testing.assert_array_equal(match.sum(0), np.ones(9))
+  assert (match.sum(1) > 0).all()
+
+
+def test_the_critic_sees_each_row_alone(conditional):
+  """No normalisation across rows, without which the penalty is one of each example."""
+  made, vars, batch = conditional
+  critic = wgan_gp.Critic((4, 4), 2, 3)
+  scores = lambda x: critic.apply({"params": vars.params["critic"]}, x)[0]
+  jacobian = jax.jit(jax.jacobian(scores))(batch["image"])
+  size = jnp.abs(jacobian).max((2, 3, 4))  # [6, 6]
+  np.testing.assert_array_equal(size > 0, np.eye(6, dtype=bool))
+
+
+def test_doubling_and_halving():
+  x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+  np.testing.assert_array_equal(wgan_gp.double(x)[0, :2, :4, 0], [[0, 0, 1, 1], [0, 0, 1, 1]])
+  np.testing.assert_array_equal(wgan_gp.halve(x)[0, 0, :, 0], [2.5, 4.5])
+  np.testing.assert_array_equal(wgan_gp.halve(wgan_gp.double(x)), x)
+
+
+def test_the_critic_gets_more_updates_and_its_own_schedule():
+  """Linear decay to 0 by the last step, for both networks: a third step moves neither."""
+  assert method.micro_batches(wgan_gp.build()) == 5
+  tx = {"lr": 1e-3, "decay": "linear", "steps": 2}
+  made = wgan_gp.build(**TOY, gen_args={"width": 4}, critic_args={"width": 4}, n_critic=2, tx=tx)
+  run = jax.jit(lambda s: step.train_step(made, s, {"image": jnp.ones((2, 4, 1, 1, 2))}, KEY(1))[0])
+  one = run(step.init_state(made, KEY(0)))
+  two = run(one)
+  three = run(two)
+  moved = lambda a, b, net: any(
+    jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), a.params[net], b.params[net]))
+  )
+  for net in ("gen", "critic"):
+    assert moved(one, two, net) and not moved(two, three, net), net
+
+
+def test_repeated_keys_are_new_ones():
+  repeat = lambda n: jax.random.key_data(noise.repeat(noise.rows(KEY(0), n), 2))
+  data, again = repeat(3), repeat(1)
+  assert data.shape[0] == 6 and len(np.unique(data, axis=0)) == 6
+  np.testing.assert_array_equal(again, data[jnp.array([0, 3])])
