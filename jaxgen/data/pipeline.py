@@ -133,8 +133,15 @@ def load(source, index, n_classes=None):
   nor float or not [H, W, C] (videos [T, H, W, C]), NaN or infinity, integers beyond int32, and
   labels outside 0 ... n_classes - 1.
   """
-  items = [{k: np.asarray(v) for k, v in source[int(i)].items()} for i in index]
-  items = [{k: v for k, v in item.items() if v.dtype.kind not in "SU"} for item in items]
+  batch = _no_strings(source.take(index)) if hasattr(source, "take") else _stack(source, index)
+  batch = {k: _convert(k, v, index) for k, v in sources.checked(batch, index).items()}
+  if n_classes is not None:
+    _check_range(batch["label"], index, n_classes)
+  return batch
+
+
+def _stack(source, index):
+  items = [_no_strings({k: np.asarray(v) for k, v in source[int(i)].items()}) for i in index]
   specs = [{k: (v.shape, v.dtype.name) for k, v in item.items()} for item in items]
   for i, spec in zip(index, specs, strict=True):
     if spec != specs[0]:
@@ -142,11 +149,11 @@ def load(source, index, n_classes=None):
         f"examples {index[0]} and {i} differ, {specs[0]} and {spec}: images of several sizes need"
         " image_size to be set"
       )
-  batch = {name: np.stack([item[name] for item in items]) for name in items[0]}
-  batch = {k: _convert(k, v, index) for k, v in sources.checked(batch, index).items()}
-  if n_classes is not None:
-    _check_range(batch["label"], index, n_classes)
-  return batch
+  return {name: np.stack([item[name] for item in items]) for name in items[0]}
+
+
+def _no_strings(arrays):
+  return {k: v for k, v in arrays.items() if v.dtype.kind not in "SU"}
 
 
 def prefetch(iterator, put, size=2):

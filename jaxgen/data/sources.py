@@ -1,7 +1,8 @@
 """Where examples come from: digits, npz, folders of images, array_record and TensorFlow Datasets.
 
 A source is a random-access sequence: `len(source)`; `source[i]`, one example as a dict of numpy
-arrays; `source.labels`, int32 [N], or None where finding them would mean reading every example.
+arrays; `source.labels`, int32 [N], or None where finding them would mean reading every example;
+and, where that is faster, `source.take(index [n])`, a dict of arrays [n, ...].
 
   image      uint8 or float [H, W, C]        label      int32 scalar
   video      uint8 or float [T, H, W, C]     caption    string
@@ -161,6 +162,10 @@ class Arrays:
 
   def __getitem__(self, i):
     return {name: values[i] for name, values in self.arrays.items()}
+
+  def take(self, index):
+    """The examples index [n] at once, as arrays [n, ...]."""
+    return {name: values[index] for name, values in self.arrays.items()}
 
   @property
   def labels(self):
