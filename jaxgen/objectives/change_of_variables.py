@@ -8,6 +8,15 @@ from jaxgen import noise
 from jaxgen.samplers import ode
 
 
+def normal_log_prob(z, log_det):
+  """log p(x) = log N(z; 0, I) + log|det dz/dx|, in nats, [B].
+
+  arXiv:1605.08803, Eq. 3; survey Eq. 54. z: [B, ...]. log_det: [B].
+  """
+  z = z.astype(jnp.float32)
+  return jnp.sum(norm.logpdf(z), axis=tuple(range(1, z.ndim))) + log_det
+
+
 def ode_log_prob(velocity_fn, x, keys, ts):
   """log p(x) of the flow that turns N(0, I) at ts[-1] into data at ts[0], in nats, [B].
 
