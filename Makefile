@@ -1,12 +1,14 @@
 # make quickstart   trains on handwritten digits, two minutes, and shows samples
 # make test         the test suite            make parity       against PyTorch implementations
 # make test-newest  the same on the newest Python at hand
+# make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
+# make bench        what the parallel modes cost, on CPU devices
 
 PYTHON ?= python3
 EXTRAS ?= test
 NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
 
-.PHONY: quickstart test parity test-newest clean
+.PHONY: quickstart test parity test-newest pod bench clean
 
 quickstart: .venv/ready
 	.venv/bin/python -m experiments.quickstart
@@ -20,6 +22,12 @@ parity: .venv-parity/ready
 
 test-newest: .venv-newest/ready
 	.venv-newest/bin/python -m pytest -n 2
+
+pod: .venv/ready
+	.venv/bin/python tests/pod.py
+
+bench: .venv/ready
+	.venv/bin/python -m benchmarks.modes
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -6,9 +6,10 @@ python -m experiments.evaluate --workdir=runs/ddpm [--n=1000] [--source=npz:data
 import json
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from jaxgen.core import checkpoint, inference, parallel
+from experiments import launch
+from jaxgen.core import checkpoint, inference, parallel, report
 from jaxgen.core import config as config_lib
 from jaxgen.data import sources
 
@@ -20,8 +21,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the noise in a bound or an estimate."
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Examples at a time.", lower_bound=1)
 
 
-def main(_):
-  parallel.start()
+def main():
   method, vars = checkpoint.load(WORKDIR.value)
   workdir = checkpoint.open_workdir(WORKDIR.value)
   config = config_lib.read_snapshot(workdir)
@@ -31,11 +31,12 @@ def main(_):
   source = sources.open_source(spec, SPLIT.value, image_size=size)
   evaluate = inference.evaluator(method, BATCH_SIZE.value)
   numbers = evaluate(parallel.replicate(vars), source, jax.random.key(SEED.value), limit=N.value)
+  if jax.process_index():
+    return
   result = {"source": spec, "split": SPLIT.value, "seed": SEED.value, **numbers}
   print(json.dumps(result))
-  with (workdir / "evaluation.jsonl").open("a") as f:
-    f.write(json.dumps(result) + "\n")
+  report.append(workdir / "evaluation.jsonl", json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

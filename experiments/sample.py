@@ -8,8 +8,9 @@ import json
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from experiments import launch
 from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
 from jaxgen.data import pipeline
@@ -23,8 +24,7 @@ OPTIONS = flags.DEFINE_string("options", "{}", "Keywords of the method's sample,
 OUT = flags.DEFINE_string("out", "sample", "Name of the two files.")
 
 
-def main(_):
-  parallel.start()
+def main():
   method, vars = checkpoint.load(WORKDIR.value)
   workdir = checkpoint.open_workdir(WORKDIR.value)
   n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)
@@ -37,6 +37,8 @@ def main(_):
     cond = {"label": np.full(n, LABEL.value, np.int32)}
   draw = inference.sampler(method, min(n, BATCH_SIZE.value), **json.loads(OPTIONS.value))
   images = draw(parallel.replicate(vars), jax.random.key(SEED.value), n, cond)["image"]
+  if jax.process_index():
+    return
   report.save_png(workdir / f"{OUT.value}.png", report.grid(images, loop.GRID_COLUMNS))
   with (workdir / f"{OUT.value}.npz").open("wb") as f:
     np.savez(f, image=pipeline.to_uint8(images), **cond)
@@ -44,4 +46,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  launch.run(main)

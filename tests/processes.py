@@ -1,4 +1,4 @@
-"""Runs code in several JAX processes on this machine, each with its own CPU devices."""
+"""Runs code or commands in several JAX processes on this machine, each with its own CPU devices."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", DEVICES)
 if HOSTS > 1:
   jax.distributed.initialize(f"127.0.0.1:{{PORT}}", HOSTS, HOST, initialization_timeout=60,
-                             heartbeat_timeout_seconds=20, shutdown_timeout_seconds=20)
+                             heartbeat_timeout_seconds=60, shutdown_timeout_seconds=60)
 from jaxgen.core import parallel
 parallel.start()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -34,30 +34,27 @@ except BaseException:  # not into the barrier of a normal exit, where the others
 """
 
 
-def environment():
+def environment(**more):
   """This process's, without what other launchers of several processes have set."""
   kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED)}
-  return {**kept, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": FLAGS}
+  return {**kept, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": FLAGS, **more}
 
 
-def run(body, hosts=2, devices=2, timeout=180):
-  """Output of each host; raises AssertionError with all of them where one fails or takes too long.
-
-  body: code with HOST, HOSTS and DEVICES, run on each host after JAX has found the others.
-  """
-  code = PRELUDE.format(root=ROOT, body=textwrap.indent(textwrap.dedent(body), "  "))
+def free_port():
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  start = lambda host: subprocess.Popen(
-    [sys.executable, "-c", code, *map(str, (host, hosts, port, devices))],
-    env=environment(),
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    start_new_session=True,
-  )
-  started, outputs, deadline = [start(host) for host in range(hosts)], [], time.time() + timeout
+    return s.getsockname()[1]
+
+
+def start(command, env=None):
+  """A process in the repository, head of its own group, whose output `finish` returns."""
+  kept = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+  return subprocess.Popen(command, cwd=ROOT, env=env or environment(), text=True, **kept)
+
+
+def finish(started, timeout):
+  """(exit status, output) of each process; all are killed where they take longer, in seconds."""
+  outputs, deadline = [], time.time() + timeout
   for process in started:
     try:
       outputs.append(process.communicate(timeout=max(1.0, deadline - time.time()))[0])
@@ -66,6 +63,28 @@ def run(body, hosts=2, devices=2, timeout=180):
         if other.poll() is None:
           os.killpg(other.pid, signal.SIGKILL)
       outputs.append(process.communicate()[0] + "\ntook too long")
-  texts = "\n----\n".join(text[-3000:] for text in outputs)
-  assert [p.returncode for p in started] == [0] * hosts, texts
+  return [p.returncode for p in started], outputs
+
+
+def launch(commands, timeout=300):
+  """`finish` of commands(port), [(command, environment)]; once more where the port was taken."""
+  for _ in range(2):
+    status, outputs = finish([start(*c) for c in commands(free_port())], timeout)
+    if not any("Address already in use" in text for text in outputs):
+      break
+  return status, outputs
+
+
+def run(body, hosts=2, devices=2, timeout=300):
+  """Output of each host; raises AssertionError with all of them where one fails or takes too long.
+
+  body: code with HOST, HOSTS and DEVICES, run on each host after JAX has found the others.
+  """
+  code = PRELUDE.format(root=ROOT, body=textwrap.indent(textwrap.dedent(body), "  "))
+  arguments = lambda host, port: map(str, (host, hosts, port, devices))
+  command = lambda host, port: [sys.executable, "-c", code, *arguments(host, port)]
+  status, outputs = launch(
+    lambda port: [(command(host, port), environment()) for host in range(hosts)], timeout
+  )
+  assert status == [0] * hosts, "\n----\n".join(text[-3000:] for text in outputs)
   return outputs

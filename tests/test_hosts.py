@@ -1,68 +1,116 @@
-"""Two hosts with two devices each train, evaluate, save and resume as one device does."""
+"""Two hosts with two devices each do what one does: steps, checkpoints, evaluation, pictures."""
 
 import json
 
+import jax
+import ml_collections
 import numpy as np
 import processes
-import pytest
-
-# One train job of both models, from wherever its workdir has them; writes what it ends with.
-JOB = """
-import numpy as np
 import runs
+import test_step as kinds
+
+from jaxgen.core import loop, parallel
+
+FLOW = "flow_matching/flow_matching.py"
+# For each kind of state the mode of one host, before or after pmap on two.
+ONE_HOST = dict(zip(kinds.KINDS, ("fsdp", "jit", "shard_map", "pmap", "fsdp"), strict=True))
+PRELUDE = """
+import json
+import ml_collections
+import numpy as np
+import test_step as kinds
 from jaxgen.core import loop
-for model in {models!r}:
-  config = runs.small(model + ".py")
-  config.train.update(parallel={mode!r}, steps={steps}, eval_every={shown}, sample_every={shown})
-  state = loop.run(config, {workdir!r} + "/" + model.split("/")[1])
-  if HOST == 0 and {mode!r} != "fsdp":
-    whole = [np.asarray(x.addressable_data(0)) for x in jax.tree.leaves((state.params, state.opt))]
-    np.savez({workdir!r} + "/" + model.split("/")[1], *whole)
+parallel._SMALLEST_SPLIT = 1
+FOLDER = {folder!r}
+def run(workdir, name="config", method=None, **train):
+  config = ml_collections.ConfigDict(json.load(open(f"{{FOLDER}}/{{name}}.json")))
+  config.train.update(train)
+  return loop.run(config, f"{{FOLDER}}/{{workdir}}", method=method)
+def keep(name, tree):
+  leaves = [np.asarray(parallel.whole(x)) for x in jax.tree.leaves(tree)]
+  if HOST == 0:
+    np.savez(f"{{FOLDER}}/{{name}}", *leaves)
 """
-DDPM, FLOW = "diffusion/ddpm", "flow_matching/flow_matching"
+KINDS = """
+for kind, method in kinds.KINDS.items():
+  for mode in parallel.MODES:
+    keep(f"{kind}_{mode}", kinds.three_steps(method, mode, HOST, HOSTS))
+  run(f"from_two/{kind}", method=method, parallel="pmap", steps=3)
+  keep(f"to_two_{kind}", run(f"to_two/{kind}", method=method, parallel="pmap", steps=6))
+"""
+MODEL = """
+for mode in ("jit", "pmap"):
+  state = run(mode, "shown", parallel=mode)
+  keep(mode, (state.params, state.opt))
+run("fsdp", parallel="fsdp", steps=2)
+"""
 
 
-def train(workdir, mode, steps, hosts, devices, models=(DDPM, FLOW), shown=0):
-  workdir.mkdir(exist_ok=True)
-  job = JOB.format(mode=mode, steps=steps, workdir=str(workdir), models=models, shown=shown)
-  processes.run(job, hosts, devices)
+def on_two_hosts(body, folder):
+  processes.run(PRELUDE.format(folder=str(folder)) + body)
 
 
-def last_evaluation(workdir, model):
-  lines = (workdir / model / "metrics.jsonl").read_text().splitlines()
+def write_config(folder, config, name="config"):
+  (folder / f"{name}.json").write_text(config.to_json())
+  return config
+
+
+def kept(folder, name):
+  with np.load(folder / f"{name}.npz") as arrays:
+    return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+
+
+def assert_close(leaves, expected, rtol, atol, where):
+  for a, b in zip(leaves, jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=where)
+
+
+def test_two_hosts_do_what_one_does_with_every_kind_of_state(tmp_path):
+  """Acceptance tests 6 and 8: steps in every mode, and checkpoints from one host and to one."""
+  config = runs.vectors(tmp_path)
+  config.data.batch_size = 32  # what the three steps take: compiled once for both
+  write_config(tmp_path, config)
+
+  def one_host(workdir, kind, **train):
+    mine = ml_collections.ConfigDict(config.to_dict())
+    mine.train.update(train)
+    return loop.run(mine, tmp_path / workdir / kind, method=kinds.KINDS[kind])
+
+  for kind, mode in ONE_HOST.items():
+    one_host("to_two", kind, parallel=mode, steps=3)
+  on_two_hosts(KINDS, tmp_path)
+  for kind, one_mode in ONE_HOST.items():
+    for mode in parallel.MODES:
+      kinds.assert_is_one_device(kind, kept(tmp_path, f"{kind}_{mode}"))
+    whole = jax.device_get(one_host("whole", kind))
+    assert_close(kept(tmp_path, f"to_two_{kind}"), whole, 1e-5, 1e-6, f"{kind}, {one_mode} to pmap")
+    resumed = jax.tree.leaves(one_host("from_two", kind, parallel=one_mode))
+    assert_close(resumed, whole, 1e-5, 1e-6, f"{kind}, pmap to {one_mode}")
+
+
+def last_evaluation(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return next(x for x in map(json.loads, reversed(lines)) if "eval/nats" in x)
 
 
-def assert_same_state(workdir, expected, models=(DDPM, FLOW)):
-  for model in (m.split("/")[1] for m in models):
-    a, b = np.load(expected / f"{model}.npz"), np.load(workdir / f"{model}.npz")
-    for name in a.files:
-      # Adam divides rounding noise by itself; after four steps of 1e-3 it is still below 1e-5.
-      np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-5, err_msg=model)
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-  """The whole run on one device."""
-  workdir = tmp_path_factory.mktemp("one")
-  train(workdir, "jit", 4, hosts=1, devices=1, shown=4)
-  return workdir
-
-
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_two_hosts_do_what_one_does(mode, one, tmp_path):
-  """Noise, order of the data, gradients, averages, evaluation; and they draw."""
-  train(tmp_path, mode, 4, hosts=2, devices=2, shown=4)
-  assert_same_state(tmp_path, one)
-  for model in ("ddpm", "flow_matching"):
-    a, b = last_evaluation(one, model), last_evaluation(tmp_path, model)
+def test_a_model_on_two_hosts(tmp_path):
+  """Order of the data, Adam, evaluation, pictures, and half a run in fsdp that one host ends."""
+  config = write_config(tmp_path, runs.small(FLOW))
+  shown = ml_collections.ConfigDict(config.to_dict())
+  shown.train.update(eval_every=4, sample_every=4)
+  write_config(tmp_path, shown, "shown")
+  on_two_hosts(MODEL, tmp_path)
+  state = loop.run(shown, tmp_path / "one")
+  # Adam divides rounding noise by itself; after four steps of 1e-3 it is still below 1e-5.
+  close = lambda leaves, where: assert_close(
+    leaves, (state.params, state.opt), rtol=1e-4, atol=1e-5, where=where
+  )
+  a = last_evaluation(tmp_path / "one")
+  for mode in ("jit", "pmap"):
+    close(kept(tmp_path, mode), mode)
+    b = last_evaluation(tmp_path / mode)
     np.testing.assert_allclose(b["eval/nats"], a["eval/nats"], rtol=1e-4)
     assert a["eval/n"] == b["eval/n"] == 20
-    assert (tmp_path / model / "samples/samples_00000004.png").exists()
-
-
-@pytest.mark.parametrize("mode, model", [("pmap", DDPM), ("fsdp", FLOW)])
-def test_one_host_goes_on_from_two(mode, model, one, tmp_path):
-  train(tmp_path, mode, 2, hosts=2, devices=2, models=(model,))
-  train(tmp_path, "jit", 4, hosts=1, devices=1, models=(model,))
-  assert_same_state(tmp_path, one, (model,))
+    assert (tmp_path / mode / "samples/samples_00000004.png").exists()
+  resumed = loop.run(config, tmp_path / "fsdp")
+  close(jax.tree.leaves((resumed.params, resumed.opt)), "fsdp")

@@ -1,14 +1,20 @@
-"""The commands of the README, as a newcomer types them: one process each, one device."""
+"""The commands of the README and of TPU_SETUP.md, as a newcomer types them."""
 
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pod
 import processes
 import pytest
 from PIL import Image
+
+from experiments import launch as launcher
+from jaxgen.core import config as config_lib
 
 SMOKE = "configs/flow_matching/flow_matching.py:smoke"
 
@@ -90,3 +96,97 @@ def test_bad_commands_are_refused(words, module, args, tmp_path):
 
 def test_a_label_that_does_not_exist_is_refused(run):
   refused("label=10: expected less than n_classes=10", "sample", f"--workdir={run}", "--label=10")
+
+
+def on_two_hosts(words, *each, home=lambda i: {}):
+  """(exit status, output) of `python` with these words on two hosts, and with words of each."""
+
+  def command(port, i):
+    address = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
+    return [sys.executable, *words, *each[i], *address], processes.environment(**home(i))
+
+  return processes.launch(lambda port: [command(port, i) for i in range(2)])
+
+
+TRAIN = ["-m", "experiments.train", f"--config={SMOKE}"]
+
+
+@pytest.mark.parametrize(
+  "words, each",
+  [
+    (
+      "args.tx.lr=0.001 on host 0, args.tx.lr=0.002 on host 1: expected the same on all",
+      ([], ["--config.args.tx.lr=2e-3"]),
+    ),
+    (
+      "data.batch_size=5: expected a multiple of the 2 devices",
+      [["--config.data.batch_size=5"]] * 2,
+    ),
+  ],
+)
+def test_both_hosts_refuse(words, each, tmp_path):
+  """Acceptance test 21, and rows that the devices do not divide."""
+  status, outputs = on_two_hosts([*TRAIN, f"--workdir={tmp_path / 'run'}"], *each)
+  assert status == [1, 1] and all(words in text for text in outputs), outputs
+  assert not (tmp_path / "run").exists()
+
+
+def test_both_hosts_refuse_a_workdir_that_is_not_shared(tmp_path):
+  home = lambda i: {"HOME": str(tmp_path / str(i))}
+  status, outputs = on_two_hosts([*TRAIN, "--workdir=~/run"], [], [], home=home)
+  words = "config.json seen in workdir=True on host 0, config.json seen in workdir=False on host 1"
+  assert status == [1, 1] and all(words in text for text in outputs), outputs
+
+
+def test_a_host_that_fails_ends_the_others():
+  """Acceptance test 11. Its peer waits in a collective that never comes."""
+  code = """
+import jax
+from experiments import launch
+from jax.experimental import multihost_utils
+def main():
+  multihost_utils.sync_global_devices("both are here")
+  if jax.process_index():
+    raise RuntimeError("a bad shard")
+  multihost_utils.sync_global_devices("one is not")
+launch.run(main)
+"""
+  status, outputs = on_two_hosts(["-c", code], [], [])
+  assert status[1] == 1 and status[0] != 0, outputs
+  assert "RuntimeError: a bad shard" in outputs[1] and "too long" not in outputs[0], outputs
+
+
+@pytest.mark.parametrize(
+  "words, given",
+  [
+    ("--num_processes is missing: expected all of", (True, "h:1", None, 0)),
+    ("--coordinator_address is missing", (False, None, 2, 0)),
+    ("--coordinator_address='h': expected HOST:PORT", (False, "h", 2, 0)),
+    ("--coordinator_address='h:99999'", (False, "h:99999", 2, 0)),
+    ("--num_processes=0: expected 1 or more", (False, "h:1", 0, 0)),
+    ("--process_id=2: expected 0 to num_processes - 1 = 1", (False, "h:1", 2, 2)),
+  ],
+)
+def test_bad_addresses_are_refused(words, given):
+  with pytest.raises(ValueError, match=re.escape(words)):
+    launcher.hosts(*given)
+
+
+def test_multihost_without_other_hosts_is_refused(tmp_path):
+  words = "no other hosts are found on a TPU pod or under SLURM"
+  refused(words, "sample", f"--workdir={tmp_path}", "--multihost")
+
+
+def test_every_command_of_the_page_fits_the_code():
+  """Modules, config files, variants and flags; `make pod` runs them."""
+  root = pathlib.Path(processes.ROOT)
+  sources = lambda module: [root / f"experiments/{m}.py" for m in (module, "launch")]
+  defined = r'DEFINE_\w+\(\s*"(\w+)"'
+  for _, module, *words in pod.commands():
+    text = "".join(path.read_text() for path in sources(module.removeprefix("experiments.")))
+    flags = dict(word.removeprefix("--").partition("=")[::2] for word in words)
+    known = set(re.findall(defined, text))
+    if "config" in flags:
+      config = config_lib.read(flags["config"])
+      known |= {f"config.{name}" for name in config_lib.flat(config)}
+    assert flags.keys() <= known, flags.keys() - known

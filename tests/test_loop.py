@@ -8,6 +8,7 @@ import threading
 import time
 
 import chex
+import fsspec.implementations.memory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import optax
 import pytest
 import runs
 import test_step as kinds
+from etils import epath
 from PIL import Image
 
 from jaxgen.core import checkpoint, loop, method, report, step
@@ -76,6 +78,49 @@ def test_lines_after_the_last_checkpoint_are_written_again(tmp_path):
     f.write('{"step": 5, "w/loss": 0.0}\n{"st')  # of a process that died before step 6 was saved
   loop.run(runs.vectors(tmp_path), tmp_path / "run", method=made)
   assert [line["step"] for line in lines(tmp_path / "run")] == [2, 3, 4, 6]
+
+
+class Bucket(fsspec.implementations.memory.MemoryFileSystem):
+  """Files under gs://, as gcsfs has them: what is opened to append starts anew."""
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(path.removeprefix("gs://"))
+
+  def open(self, path, mode="rb", **options):
+    return super().open(path, mode.replace("a", "w"), **options)
+
+
+def test_metrics_in_a_bucket():
+  fsspec.register_implementation("gcs", Bucket, clobber=True)
+  workdir = epath.Path("gs://bucket/run")
+  writer = report.JsonLines(workdir, 0)
+  for i in (1, 2, 3):
+    writer.write_scalars(i, {"loss": 0.5})
+  assert [line["step"] for line in lines(workdir)] == [1, 2, 3]
+  report.JsonLines(workdir, 2).write_scalars(3, {"loss": 0.25})
+  assert [line["loss"] for line in lines(workdir)] == [0.5, 0.5, 0.25]
+
+
+READS = "__array__ __bool__ __float__ __format__ __int__ block_until_ready item tolist".split()
+
+
+def test_the_host_reads_from_devices_only_where_it_reports(tmp_path, monkeypatch):
+  """Twelve steps cost no more reads than three: neither the loop nor the progress bar waits."""
+  seen, array = [], type(jnp.ones(()))
+  for name in READS:
+    read = getattr(array, name)
+    counted = lambda *a, _read=read, _name=name, **k: (seen.append(_name), _read(*a, **k))[1]
+    monkeypatch.setattr(array, name, counted)
+
+  def reads(steps, every):
+    seen.clear()
+    config = runs.vectors(tmp_path, steps=steps, log_every=every, checkpoint_every=99)
+    loop.run(config, tmp_path / f"{steps}_{every}", method=kinds.KINDS["plain"])
+    return len(seen)
+
+  reads(3, 99)  # what is only read once
+  assert reads(12, 99) == reads(2, 99) < reads(12, 1)
 
 
 def test_sigterm_saves_and_returns(tmp_path):

@@ -152,20 +152,35 @@ def three_steps_on_one_device(kind):
   return jax.device_get((state, metrics))
 
 
-@pytest.mark.parametrize("mode", parallel.MODES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_four_devices_take_the_steps_of_one(kind, mode):
-  """Acceptance test 8, for every kind of state."""
-  method = KINDS[kind]
-  batch = parallel.shard_batch(batch_of(method), mode)
+def three_steps(method, mode, host=0, hosts=1):
+  """(state, metrics) on all devices of all hosts; each has its rows of the batch."""
+  rows = lambda x: np.split(x, hosts, axis=1)[host]
+  batch = parallel.shard_batch(jax.tree.map(rows, batch_of(method)), mode)
   state = parallel.compile_init(method, mode)(KEY(0))
   if method.calibrate:
     state = parallel.compile_calibrate(method, mode)(state, batch, KEY(1))
   run = parallel.compile_step(method, mode)
   for _ in range(3):
     state, metrics = run(state, batch, KEY(2))
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
-  jax.tree.map(close, jax.device_get((state, metrics)), three_steps_on_one_device(kind))
+  return parallel.to_global(state, mode), metrics
+
+
+def assert_is_one_device(kind, leaves):
+  """leaves: of (state, metrics) after three steps in some mode on some devices."""
+  expected = jax.tree_util.tree_leaves_with_path(three_steps_on_one_device(kind))
+  for a, (path, b) in zip(leaves, expected, strict=True):
+    where = kind + jax.tree_util.keystr(path)
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=where)
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_four_devices_take_the_steps_of_one(kind, mode, monkeypatch):
+  """Acceptance test 8, for every kind of state."""
+  monkeypatch.setattr(parallel, "_SMALLEST_SPLIT", 1)  # fsdp splits what it can
+  leaves = jax.tree.leaves(three_steps(KINDS[kind], mode))
+  assert (mode == "fsdp") == any(not x.is_fully_replicated for x in leaves)
+  assert_is_one_device(kind, leaves)
 
 
 def test_an_unknown_mode_is_refused():

@@ -67,25 +67,40 @@ def check(config, fields=FIELDS, where=""):
       raise ValueError(f"config.{where}{name}={value!r}: expected {rule[1]}")
 
 
+def check_hosts(values):
+  """Raises ValueError on every host where they disagree about `values`, a JSON table."""
+  texts = parallel.gather_text(json.dumps(values))
+  first, *others = [flat(json.loads(text)) for text in texts]
+  for i, other in enumerate(others, 1):
+    for key in sorted(first.keys() | other.keys()):
+      a, b = repr(first.get(key)), repr(other.get(key))  # nan is nan
+      if a != b:
+        raise ValueError(f"{key}={a} on host 0, {key}={b} on host {i}: expected the same on all")
+
+
 def snapshot(config, workdir):
-  """Writes config.json, from which `checkpoint.load` builds the run."""
+  """Writes config.json, from which `checkpoint.load` builds the run.
+
+  Raises ValueError where a host does not see it: each has a folder of its own.
+  """
   if jax.process_index() == 0:
     whole = workdir / "config.json.tmp"  # renamed, so that no reader ever sees half of it
     whole.write_text(config.to_json(indent=1) + "\n")
     whole.replace(workdir / "config.json")
+  check_hosts({})  # it is written
+  check_hosts({"config.json seen in workdir": (workdir / "config.json").exists()})
 
 
 def check_resumed(config, workdir):
   """Raises ValueError where the run in `workdir` has another model, data set or seed."""
-  old, new = read_snapshot(workdir), ml_collections.ConfigDict(json.loads(config.to_json()))
-  for name in ("model", "args", "init_from", "data", "train.seed"):
-    a, b = _flat(old, name), _flat(new, name)
-    for key in sorted(a.keys() | b.keys()):
-      if key != "data.workers" and a.get(key) != b.get(key):
-        raise ValueError(
-          f"workdir {workdir} holds a run with {key}={a.get(key)!r}, this config has"
-          f" {key}={b.get(key)!r}: expected the same run, or a new workdir"
-        )
+  old, new = flat(read_snapshot(workdir).to_dict()), flat(json.loads(config.to_json()))
+  for key in sorted(old.keys() | new.keys()):
+    free = key == "data.workers" or (key.startswith("train.") and key != "train.seed")
+    if not free and old.get(key) != new.get(key):
+      raise ValueError(
+        f"workdir {workdir} holds a run with {key}={old.get(key)!r}, this config has"
+        f" {key}={new.get(key)!r}: expected the same run, or a new workdir"
+      )
 
 
 def read_snapshot(workdir):
@@ -96,10 +111,10 @@ def read_snapshot(workdir):
   return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
-def _flat(config, name):
-  value = config
-  for part in name.split("."):
-    value = value[part]
-  if not hasattr(value, "keys"):
-    return {name: value}
-  return {k: v for part in value for k, v in _flat(config, f"{name}.{part}").items()}
+def flat(table, where=""):
+  """{"args": {"lr": 1.0}} -> {"args.lr": 1.0}."""
+  values = {}
+  for name, value in table.items():
+    is_table = hasattr(value, "keys")
+    values |= flat(value, f"{where}{name}.") if is_table else {where + name: value}
+  return values

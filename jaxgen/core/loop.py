@@ -33,9 +33,11 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
     The TrainState. On SIGTERM it returns early, with that state saved.
 
   Raises:
-    ValueError: a config, data or workdir that does not fit, before anything is compiled.
+    ValueError: a config, data or workdir that does not fit, or that differs between hosts, before
+      anything is compiled.
     FloatingPointError: a loss or the state is not finite; such a state is never saved.
   """
+  config_lib.check_hosts({**config.to_dict(), "workdir": str(workdir)})
   config_lib.check(config)
   method = method or method_lib.build(config.model, config.args)
   parallel.check_rows(config.data.batch_size)

@@ -23,19 +23,33 @@ from jaxgen.core import axis, step
 MODES = ("jit", "fsdp", "shard_map", "pmap")
 _MICRO_ROWS = P(None, axis.NAME)  # of a training batch [K, B, ...]
 _SMALLEST_SPLIT = 2**10  # elements; smaller arrays stay whole under fsdp
+# Seconds until a host gives up on others: that did not start, that died, that have not ended.
+_PATIENCE = dict(
+  initialization_timeout=180, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=60
+)
 
 
-def start(multihost=False):
+def start(hosts=None):
   """What a launcher calls before any other JAX function.
 
-  Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/jaxgen. multihost:
-  finds the other hosts of a TPU pod or of SLURM.
+  Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or else in ~/.cache/jaxgen.
+
+  Args:
+    hosts: None for one; {} to find the others on a TPU pod or under SLURM; else how to find them,
+      coordinator_address ("HOST:PORT" of process 0), num_processes and process_id.
+
+  Raises:
+    ValueError: neither a TPU pod nor SLURM is here. Hosts that do not answer end the process.
   """
   logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it moves
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/jaxgen"))
-  if multihost:
-    jax.distributed.initialize()
+  if hosts is None:
+    return
+  try:
+    jax.distributed.initialize(**hosts, **_PATIENCE)
+  except ValueError as e:
+    raise ValueError(f"no other hosts are found on a TPU pod or under SLURM: {e}") from e
 
 
 def mesh():
@@ -49,6 +63,14 @@ def check_rows(batch_size):
   n = jax.device_count()
   if batch_size % n:
     raise ValueError(f"data.batch_size={batch_size}: expected a multiple of the {n} devices")
+
+
+def gather_text(text):
+  """[text of host 0, of host 1, ...] on every host: all call this."""
+  mine = np.frombuffer(text.encode(), np.uint8)
+  size = int(multihost_utils.process_allgather(np.int32(mine.size)).max())
+  texts = multihost_utils.process_allgather(np.pad(mine, (0, size - mine.size)))
+  return [x.tobytes().rstrip(b"\0").decode() for x in np.atleast_2d(texts)]
 
 
 def compile_init(method, mode):

@@ -29,8 +29,7 @@ class JsonLines:
   def write_scalars(self, step, scalars):
     """scalars: name -> number."""
     line = {"step": step, **{k: float(v) for k, v in scalars.items()}}
-    with self._path.open("a") as f:
-      f.write(json.dumps(line) + "\n")
+    append(self._path, json.dumps(line) + "\n")
 
   def write_images(self, step, images):
     """images: name -> uint8 [n, H, W, C]; a PNG each."""
@@ -41,6 +40,15 @@ class JsonLines:
     pass
 
   close = flush
+
+
+def append(path, text):
+  """Adds to a text file. A bucket cannot (gcsfs starts the file anew): there all is written."""
+  if "://" not in str(path):
+    with path.open("a") as f:
+      f.write(text)
+    return
+  path.write_text((path.read_text() if path.exists() else "") + text)
 
 
 def open_writers(workdir, step):

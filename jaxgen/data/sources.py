@@ -361,7 +361,7 @@ def _check_header(path):
 
 
 def _decode(path):
-  """RGB uint8 [H, W, 3] of an image file, upright; transparency is dropped, 16-bit grey is scaled."""
+  """RGB uint8 [H, W, 3] of an image file, upright, without transparency; 16-bit grey is scaled."""
   with _opened(path) as image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow's own conversion would clip it to white
