@@ -185,10 +185,13 @@ def _resume(method, state, mode, manager, workdir):
   return parallel.from_global(kept.replace(params={**kept.params, **frozen}), mode)
 
 
-@jax.jit
+_finite = jax.jit(lambda x: jnp.isfinite(x).all())
+
+
 def _all_finite(tree):
+  # An array at a time: one program for thousands of them takes minutes to compile.
   floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-  return jnp.all(jnp.array([jnp.isfinite(x).all() for x in floats]))
+  return all(jax.device_get([_finite(x) for x in floats]))
 
 
 def _save(method, state, manager):
