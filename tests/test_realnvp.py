@@ -206,9 +206,13 @@ def test_bfloat16_networks_compute_close_to_float32():
       r"image_shape=\(6, 4, 1\): expected height and wid",
     ),
     ({"image_shape": (4, 7, 1)}, r"image_shape=\(4, 7, 1\): expected .* divisible by 2"),
-    ({"n_scales": 0}, "n_scales=0: expected 1 or more"),
+    ({"n_scales": 0}, "n_scales=0: expected a whole number, 1 or more"),
     ({"alpha": 0.5}, "alpha=0.5: expected at least 0 and less than 0.5"),
     ({"momentum": 1.0}, "momentum=1.0"),
+    ({"n_blocks": -1}, "n_blocks=-1: expected a whole number, 0 or more"),
+    ({"width": 0}, "width=0"),
+    ({"l2": float("nan")}, "l2=nan: expected a finite number, 0 or more"),
+    ({"dtype": "float17"}, "dtype='float17': expected float32, bfloat16"),
   ],
 )
 def test_bad_numbers_are_refused(args, words):

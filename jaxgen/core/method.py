@@ -121,9 +121,25 @@ def check(name, value, ok, allowed):
     raise ValueError(f"{name}={value!r}: expected {allowed}")
 
 
+def check_count(name, value, least=1):
+  """Raises ValueError unless `value` is a whole number, `least` or more."""
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  check(name, value, whole and value >= least, f"a whole number, {least} or more")
+
+
+def check_weight(name, value):
+  """Raises ValueError unless `value` can weigh a term of a loss."""
+  check(name, value, 0.0 <= value < math.inf, "a finite number, 0 or more")
+
+
+def check_dtype(name, value):
+  """Raises ValueError unless networks can compute in `value`."""
+  check(name, value, value in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
+
+
 def check_conditioning(n_classes, label_dropout, guidance_weight):
   """Raises ValueError for the numbers of a class-conditional model where they are out of range."""
-  check("n_classes", n_classes, n_classes >= 0, "0 or more")
+  check_count("n_classes", n_classes, 0)
   check("label_dropout", label_dropout, 0.0 <= label_dropout <= 1.0, "at least 0 and at most 1")
   finite = -math.inf < guidance_weight < math.inf
   check("guidance_weight", guidance_weight, finite, "a finite number")

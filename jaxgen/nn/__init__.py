@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jaxgen.core import method
 from jaxgen.nn import mlp, unet
 
 _IMAGE_NETS = {"UNet": unet.UNet, "ResidualMLP": mlp.ResidualMLP}
@@ -10,11 +11,14 @@ _IMAGE_NETS = {"UNet": unet.UNet, "ResidualMLP": mlp.ResidualMLP}
 def module(cls, where, args, **fixed):
   """cls(**args, **fixed), with the lists of `args`, as JSON has them, made tuples.
 
-  Raises ValueError, which says `where` the keyword stands, for one that the module does not have.
+  Raises ValueError, which says `where` the keyword stands, for one that the module does not have
+  and for a `dtype` to compute in that is none.
   """
   fields = cls.__dataclass_fields__.keys() - {"parent", "name"} - fixed.keys()
   if unknown := set(args) - fields:
     raise ValueError(f"{where}.{min(unknown)}: {cls.__name__} has {', '.join(sorted(fields))}")
+  if "dtype" in args:
+    method.check_dtype(f"{where}.dtype", args["dtype"])
   return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}, **fixed)
 
 

@@ -24,7 +24,17 @@ import jax.numpy as jnp
 
 from jaxgen import noise
 from jaxgen.core import axis, optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check, check_batch
+from jaxgen.core.method import (
+  Aux,
+  Method,
+  Phase,
+  Vars,
+  check,
+  check_batch,
+  check_count,
+  check_dtype,
+  check_weight,
+)
 from jaxgen.nn import bijectors
 from jaxgen.objectives import change_of_variables, likelihood
 
@@ -176,7 +186,14 @@ def build(
     ValueError: an image that cannot be halved n_scales - 1 times, or a number out of range.
   """
   image_shape = tuple(image_shape)
-  check("n_scales", n_scales, n_scales >= 1, "1 or more")
+  for name, count, least in (
+    ("n_scales", n_scales, 1),
+    ("width", width, 1),
+    ("n_blocks", n_blocks, 0),
+  ):
+    check_count(name, count, least)
+  check_weight("l2", l2)
+  check_dtype("dtype", dtype)
   check("alpha", alpha, 0.0 <= alpha < 0.5, "at least 0 and less than 0.5")
   check("momentum", momentum, 0.0 <= momentum < 1.0, "at least 0 and less than 1")
   unit = 2 ** (n_scales - 1)

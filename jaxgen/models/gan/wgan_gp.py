@@ -22,7 +22,16 @@ import optax
 from jaxgen import nn as nets
 from jaxgen import noise
 from jaxgen.core import axis, optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check, check_batch
+from jaxgen.core.method import (
+  Aux,
+  Method,
+  Phase,
+  Vars,
+  check,
+  check_batch,
+  check_count,
+  check_weight,
+)
 from jaxgen.objectives import adversarial
 
 he = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
@@ -193,15 +202,23 @@ def build(
       the critic's are n_critic times as many.
   """
   image_shape = tuple(image_shape)
-  check("n_classes", n_classes, n_classes >= 0, "0 or more")
-  check("gen_rows", gen_rows, gen_rows >= 1, "1 or more")
-  check("gp_weight", gp_weight, 0.0 <= gp_weight < math.inf, "a finite number, 0 or more")
+  for name, count in (("z_dim", z_dim), ("n_critic", n_critic), ("gen_rows", gen_rows)):
+    check_count(name, count)
+  check_count("n_classes", n_classes, 0)
+  check_weight("gp_weight", gp_weight)
+  check("class_weights", class_weights, len(class_weights) == 2, "two, critic's and generator's")
   check("net", net, net in NETS, f"one of {', '.join(NETS)}")
   classes = {"n_classes": n_classes} if net == "ResNet" else {}
   check("n_classes", n_classes, net == "ResNet" or not n_classes, "0 for net='MLP'")
   gen = nets.module(NETS[net][0], "gen_args", gen_args, image_shape=image_shape, **classes)
   critic = nets.module(NETS[net][1], "critic_args", critic_args, **classes)
   if net == "ResNet":
+    for name, module in (("gen_args", gen), ("critic_args", critic)):
+      check(f"{name}.channels", module.channels, module.channels, "at least one number")
+      for n in module.channels:
+        check_count(f"{name}.channels", n)
+    fits = critic.downs in range(len(critic.channels) + 1)
+    check("critic_args.downs", critic.downs, fits, f"0 to {len(critic.channels)}, its blocks")
     factor = 2 ** max(len(gen.channels) - 1, critic.downs)
     fits = all(side % factor == 0 for side in image_shape[:2])
     check("image_shape", image_shape, fits, f"height and width divisible by {factor}")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxgen import noise
 from jaxgen.core import optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check, check_batch
+from jaxgen.core.method import Aux, Method, Phase, Vars, check, check_batch, check_count
 from jaxgen.objectives import elbo, likelihood
 
 
@@ -96,8 +96,8 @@ def build(
   """
   image_shape = tuple(image_shape)
   check("decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
-  check("z_dim", z_dim, z_dim >= 1, "1 or more")
-  check("width", width, width >= 1, "1 or more")
+  check_count("z_dim", z_dim)
+  check_count("width", width)
   dims, p = math.prod(image_shape), DECODERS[decoder]
   encoder_net, decoder_net = GaussianMLP(width, z_dim), p.net(width, dims)
 
