@@ -6,7 +6,7 @@ import jax
 import ml_collections
 import numpy as np
 import processes
-import runs
+import recipes
 import test_step as kinds
 
 from jaxgen.core import loop, parallel
@@ -67,7 +67,7 @@ def assert_close(leaves, expected, rtol, atol, where):
 
 def test_two_hosts_do_what_one_does_with_every_kind_of_state(tmp_path):
   """Acceptance tests 6 and 8: steps in every mode, and checkpoints from one host and to one."""
-  config = runs.vectors(tmp_path)
+  config = recipes.vectors(tmp_path)
   config.data.batch_size = 32  # what the three steps take: compiled once for both
   write_config(tmp_path, config)
 
@@ -95,7 +95,7 @@ def last_evaluation(workdir):
 
 def test_a_model_on_two_hosts(tmp_path):
   """Order of the data, Adam, evaluation, pictures, and half a run in fsdp that one host ends."""
-  config = write_config(tmp_path, runs.small(FLOW))
+  config = write_config(tmp_path, recipes.small(FLOW))
   shown = ml_collections.ConfigDict(config.to_dict())
   shown.train.update(eval_every=4, sample_every=4)
   write_config(tmp_path, shown, "shown")

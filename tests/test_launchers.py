@@ -38,7 +38,7 @@ def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "fm"
   config = workdir.parent / "small.py"
   config.write_text(
-    "import runs\nget_config = lambda: runs.small('flow_matching/flow_matching.py')\n"
+    "import recipes\nget_config = lambda: recipes.small('flow_matching/flow_matching.py')\n"
   )
   result = launch("train", f"--config={config}", f"--workdir={workdir}", "--config.args.tx.lr=2e-3")
   assert result.returncode == 0, result.stderr[-2000:]

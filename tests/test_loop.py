@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import runs
+import recipes
 import test_step as kinds
 from etils import epath
 from PIL import Image
@@ -33,9 +33,9 @@ def lines(workdir):
 def test_a_resumed_run_is_the_uninterrupted_one(kind, tmp_path):
   """Acceptance test 3: to the bit, on four devices, for every kind of state."""
   made = kinds.KINDS[kind]
-  whole = loop.run(runs.vectors(tmp_path), tmp_path / "whole", method=made)
-  loop.run(runs.vectors(tmp_path, steps=3), tmp_path / "cut", method=made)
-  resumed = loop.run(runs.vectors(tmp_path), tmp_path / "cut", method=made)
+  whole = loop.run(recipes.vectors(tmp_path), tmp_path / "whole", method=made)
+  loop.run(recipes.vectors(tmp_path, steps=3), tmp_path / "cut", method=made)
+  resumed = loop.run(recipes.vectors(tmp_path), tmp_path / "cut", method=made)
   chex.assert_trees_all_equal(jax.device_get(resumed), jax.device_get(whole))
   losses = lambda name: [
     {k: v for k, v in line.items() if "/" in k} for line in lines(tmp_path / name)
@@ -46,15 +46,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind, tmp_path):
 @pytest.mark.parametrize("modes", [("jit", "pmap"), ("fsdp", "shard_map"), ("pmap", "fsdp")])
 def test_a_run_goes_on_in_another_mode(modes, tmp_path):
   made = kinds.KINDS["adversarial"]
-  whole = loop.run(runs.vectors(tmp_path), tmp_path / "whole", method=made)
-  loop.run(runs.vectors(tmp_path, steps=3, parallel=modes[0]), tmp_path / "cut", method=made)
-  config = runs.vectors(tmp_path, parallel=modes[1])
+  whole = loop.run(recipes.vectors(tmp_path), tmp_path / "whole", method=made)
+  loop.run(recipes.vectors(tmp_path, steps=3, parallel=modes[0]), tmp_path / "cut", method=made)
+  config = recipes.vectors(tmp_path, parallel=modes[1])
   resumed = loop.run(config, tmp_path / "cut", method=made)
   chex.assert_trees_all_close(jax.device_get(resumed), jax.device_get(whole), rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_run_leaves(tmp_path):
-  config, made = runs.vectors(tmp_path, log_every=2), kinds.KINDS["plain"]
+  config, made = recipes.vectors(tmp_path, log_every=2), kinds.KINDS["plain"]
   state = loop.run(config, tmp_path / "run", method=made)
   assert int(state.step) == 6
   assert json.loads((tmp_path / "run/config.json").read_text()) == json.loads(config.to_json())
@@ -72,11 +72,11 @@ def test_what_a_run_leaves(tmp_path):
 
 
 def test_lines_after_the_last_checkpoint_are_written_again(tmp_path):
-  config, made = runs.vectors(tmp_path, steps=3), kinds.KINDS["plain"]
+  config, made = recipes.vectors(tmp_path, steps=3), kinds.KINDS["plain"]
   loop.run(config, tmp_path / "run", method=made)
   with open(tmp_path / "run/metrics.jsonl", "a") as f:
     f.write('{"step": 5, "w/loss": 0.0}\n{"st')  # of a process that died before step 6 was saved
-  loop.run(runs.vectors(tmp_path), tmp_path / "run", method=made)
+  loop.run(recipes.vectors(tmp_path), tmp_path / "run", method=made)
   assert [line["step"] for line in lines(tmp_path / "run")] == [2, 3, 4, 6]
 
 
@@ -115,7 +115,7 @@ def test_the_host_reads_from_devices_only_where_it_reports(tmp_path, monkeypatch
 
   def reads(steps, every):
     seen.clear()
-    config = runs.vectors(tmp_path, steps=steps, log_every=every, checkpoint_every=99)
+    config = recipes.vectors(tmp_path, steps=steps, log_every=every, checkpoint_every=99)
     loop.run(config, tmp_path / f"{steps}_{every}", method=kinds.KINDS["plain"])
     return len(seen)
 
@@ -124,7 +124,7 @@ def test_the_host_reads_from_devices_only_where_it_reports(tmp_path, monkeypatch
 
 
 def test_sigterm_saves_and_returns(tmp_path):
-  config = runs.vectors(tmp_path, steps=10**6, log_every=5, checkpoint_every=10**6)
+  config = recipes.vectors(tmp_path, steps=10**6, log_every=5, checkpoint_every=10**6)
   made, workdir = kinds.KINDS["plain"], tmp_path / "run"
 
   def terminate():
@@ -165,7 +165,7 @@ def breaks_at(step_number, what):
 )
 def test_what_is_not_finite_is_never_saved(what, words, tmp_path):
   """Acceptance test 18: it breaks at step 5; the checkpoint of step 3 is the newest."""
-  config = runs.vectors(tmp_path, log_every=6)
+  config = recipes.vectors(tmp_path, log_every=6)
   with pytest.raises(FloatingPointError, match=words):
     loop.run(config, tmp_path / "run", method=breaks_at(5, what))
   assert [p.name for p in (tmp_path / "run/checkpoints").glob("[0-9]*")] == ["3"]
@@ -202,10 +202,10 @@ def student():
 @pytest.fixture
 def two_stages(tmp_path, monkeypatch):
   """(config of the second stage, state of the first run); `load` builds both from test methods."""
-  first = loop.run(runs.vectors(tmp_path), tmp_path / "first", method=teacher())
+  first = loop.run(recipes.vectors(tmp_path), tmp_path / "first", method=teacher())
   methods = {"first": teacher(), "second": student()}
   monkeypatch.setattr(method, "build", lambda model, args: methods[args.get("stage", "first")])
-  config = runs.vectors(tmp_path)
+  config = recipes.vectors(tmp_path)
   config.args = {"stage": "second"}
   run = str(tmp_path / "first")
   config.init_from = {"first_stage": run, "net": f"{run}:net_ema"}
@@ -248,7 +248,7 @@ def test_both_stages_take_the_same_first_step_from_a_source(two_stages, tmp_path
 def test_bad_sources_are_refused(source, words, two_stages, tmp_path, monkeypatch):
   config, _ = two_stages
   if "wide" in str(source):
-    wide = runs.vectors(tmp_path)
+    wide = recipes.vectors(tmp_path)
     wide.args = {"stage": "wide"}
     build = method.build
     chosen = lambda m, args: teacher(4) if args.get("stage") == "wide" else build(m, args)
@@ -261,7 +261,7 @@ def test_bad_sources_are_refused(source, words, two_stages, tmp_path, monkeypatc
 
 def test_a_checkpoint_of_another_shape_or_model_is_refused(tmp_path):
   """Acceptance test 17: the path and both values."""
-  config = runs.vectors(tmp_path, steps=3)
+  config = recipes.vectors(tmp_path, steps=3)
   loop.run(config, tmp_path / "run", method=teacher(3))
   config.train.steps = 6
   words = r"params/net is float32\[16, 3\], this model has float32\[16, 4\]"
@@ -276,7 +276,7 @@ def test_a_checkpoint_of_another_shape_or_model_is_refused(tmp_path):
 
 
 def test_a_finished_run_loads_when_its_optimizer_has_changed(tmp_path, monkeypatch):
-  state = loop.run(runs.vectors(tmp_path), tmp_path / "run", method=teacher())
+  state = loop.run(recipes.vectors(tmp_path), tmp_path / "run", method=teacher())
   phases = {"net": teacher().phases["net"]._replace(tx=optax.adam(0.1))}
   monkeypatch.setattr(method, "build", lambda model, args: teacher()._replace(phases=phases))
   _, vars = checkpoint.load(tmp_path / "run")
@@ -294,7 +294,7 @@ def test_a_finished_run_loads_when_its_optimizer_has_changed(tmp_path, monkeypat
   ],
 )
 def test_a_workdir_of_another_run_is_refused(key, value, tmp_path):
-  config = runs.vectors(tmp_path, steps=1, checkpoint_every=1)
+  config = recipes.vectors(tmp_path, steps=1, checkpoint_every=1)
   config.args.ema = dict(profile="fixed", decay=0.9)
   loop.run(config, tmp_path / "run", method=kinds.KINDS["plain"])
   old = config.to_dict()
@@ -326,20 +326,20 @@ def test_a_workdir_of_another_run_is_refused(key, value, tmp_path):
   ],
 )
 def test_a_bad_config_is_refused_before_anything_compiles(key, value, words, tmp_path):
-  config = runs.vectors(tmp_path).to_dict()
+  config = recipes.vectors(tmp_path).to_dict()
   *parents, leaf = key.split(".")
   table = config
   for parent in parents:
     table = table[parent]
   table[leaf] = value
-  config = type(runs.vectors(tmp_path))(config)
+  config = type(recipes.vectors(tmp_path))(config)
   with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
     loop.run(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_key_is_refused(tmp_path):
-  config = runs.vectors(tmp_path)
+  config = recipes.vectors(tmp_path)
   del config.train["log_every"]
   with pytest.raises(ValueError, match="config.train.log_every is missing"):
     loop.run(config, tmp_path / "run")
@@ -364,7 +364,7 @@ def test_a_missing_key_is_refused(tmp_path):
 )
 def test_bad_data_is_refused_before_anything_compiles(arrays, words, tmp_path):
   np.savez(tmp_path / "bad.npz", **arrays)
-  config = runs.small("diffusion/ddpm.py")
+  config = recipes.small("diffusion/ddpm.py")
   config.data.source = f"npz:{tmp_path / 'bad.npz'}"
   config.train.eval_every = 0
   with pytest.raises(ValueError, match=words):
@@ -382,7 +382,7 @@ def test_bad_data_is_refused_before_anything_compiles(arrays, words, tmp_path):
   ],
 )
 def test_a_bad_sampler_is_refused_before_anything_compiles(args, words, tmp_path):
-  config = runs.small("diffusion/ddpm.py")
+  config = recipes.small("diffusion/ddpm.py")
   config.train.sample_every = 4
   config.args.update(args)
   with pytest.raises(ValueError, match=words):
@@ -393,7 +393,7 @@ def test_a_file_that_is_not_an_image_is_refused_at_the_start(tmp_path):
   for i in range(20):
     Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
   (tmp_path / "7.png").write_text("not an image")
-  config = runs.small("diffusion/ddpm.py")
+  config = recipes.small("diffusion/ddpm.py")
   config.data.source = f"folder:{tmp_path}"
   with pytest.raises(ValueError, match="7.png cannot be read as an image"):
     loop.run(config, tmp_path / "run")
@@ -401,7 +401,7 @@ def test_a_file_that_is_not_an_image_is_refused_at_the_start(tmp_path):
 
 def test_a_model_trained_and_drawn(tmp_path):
   """Real images through the whole loop: losses, evaluation, a grid with one class a row."""
-  config = runs.small("flow_matching/flow_matching.py")
+  config = recipes.small("flow_matching/flow_matching.py")
   config.train.update(sample_every=2, eval_every=4)
   loop.run(config, tmp_path / "run")
   assert {p.name for p in (tmp_path / "run/samples").iterdir()} == {
@@ -431,7 +431,7 @@ def test_another_train_step_can_be_passed(tmp_path):
     return step.train_step(made, state.replace(step=state.step - 1), batch, key)
 
   made = kinds.KINDS["plain"]
-  config = runs.vectors(tmp_path, steps=1, checkpoint_every=1)
+  config = recipes.vectors(tmp_path, steps=1, checkpoint_every=1)
   one = loop.run(config, tmp_path / "one", method=made)
   two = loop.run(config, tmp_path / "two", method=made, train_step=twice)
   assert int(one.step) == int(two.step) == 1

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import runs
+import recipes
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -21,13 +21,13 @@ from jaxgen.core import config as config_lib
 from jaxgen.data import pipeline, sources
 
 KEY = jax.random.key
-ROOT = runs.ROOT
+ROOT = recipes.ROOT
 
 
 @functools.cache
 def built(path):
   """(config, method, state, one batch) of a smoke variant."""
-  config = runs.smoke(path)
+  config = recipes.smoke(path)
   made = method.build(config.model, config.args)
   source = sources.open_source(config.data.source, "train")
   k = method.micro_batches(made)
@@ -37,12 +37,12 @@ def built(path):
 
 def configs_with(fn):
   """Parametrises over the configs whose methods offer `fn`."""
-  smoke = lambda path: (lambda c: method.build(c.model, c.args))(runs.smoke(path))
-  found = [path for path in runs.CONFIGS if fn in smoke(path).fns]
-  return pytest.mark.parametrize("path", found, ids=runs.name)
+  smoke = lambda path: (lambda c: method.build(c.model, c.args))(recipes.smoke(path))
+  found = [path for path in recipes.CONFIGS if fn in smoke(path).fns]
+  return pytest.mark.parametrize("path", found, ids=recipes.name)
 
 
-every_config = pytest.mark.parametrize("path", runs.CONFIGS, ids=runs.name)
+every_config = pytest.mark.parametrize("path", recipes.CONFIGS, ids=recipes.name)
 
 
 def with_sgd(made):
@@ -139,11 +139,11 @@ def test_variants_are_complete_and_fit_their_models(path):
 def test_every_model_has_a_config_of_the_same_name():
   models = ROOT / "jaxgen/models"
   files = {str(p.relative_to(models).with_suffix("")) for p in models.glob("*/[a-z]*.py")}
-  assert files == {str(p.relative_to(ROOT / "configs").with_suffix("")) for p in runs.CONFIGS}
+  assert files == {str(p.relative_to(ROOT / "configs").with_suffix("")) for p in recipes.CONFIGS}
 
 
 def test_build_defaults_are_the_configs_of_the_paper():
-  for path in runs.CONFIGS:
+  for path in recipes.CONFIGS:
     config = config_lib.read(f"{path}:{variants(path)[0]}")
     chex.assert_trees_all_equal(
       *(jax.eval_shape(m.init, KEY(0)) for m in (method.build(config.model, config.args),
@@ -187,7 +187,7 @@ def test_sizes(model, args, sizes):
 @configs_with("field")
 def test_guidance_pushes_away_from_the_null_class(path):
   """w = 0 is the conditional model; w > 0 is (1 + w) conditional - w unconditional, in x."""
-  config = runs.small(path)
+  config = recipes.small(path)
   made = method.build(config.model, config.args)
   vars = jax.jit(made.init)(KEY(0))
   noisy = lambda x: x + 0.3 * jax.random.normal(KEY(x.size), x.shape)
@@ -204,7 +204,7 @@ def test_guidance_pushes_away_from_the_null_class(path):
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_losses():
-  config = runs.small("flow_matching/flow_matching.py")
+  config = recipes.small("flow_matching/flow_matching.py")
   losses = []
   for dtype in ("float32", "bfloat16"):
     config.args.net_args = dict(width=16, depth=1, dtype=dtype)
@@ -268,8 +268,8 @@ def test_an_image_that_the_unet_cannot_halve_is_refused():
   ],
 )
 def test_a_batch_for_another_model_is_refused(batch, words):
-  for path in runs.CONFIGS:
-    config = runs.small(path)
+  for path in recipes.CONFIGS:
+    config = recipes.small(path)
     if "labels" in words and not config.args.get("n_classes"):
       continue
     made = method.build(config.model, config.args)
