@@ -185,18 +185,9 @@ def _resume(method, state, mode, manager, workdir):
   return parallel.from_global(kept.replace(params={**kept.params, **frozen}), mode)
 
 
-_finite = jax.jit(lambda x: jnp.isfinite(x).all())
-
-
-def _all_finite(tree):
-  # An array at a time: one program for thousands of them takes minutes to compile.
-  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-  return all(jax.device_get([_finite(x) for x in floats]))
-
-
 def _save(method, state, manager):
   kept, _ = checkpoint.split(method, state)
-  if not _all_finite((kept.params, kept.extra, kept.opt)):
+  if not parallel.all_finite((kept.params, kept.extra, kept.opt)):
     raise FloatingPointError(f"the state after step {int(kept.step)} is not finite: not saved")
   checkpoint.save(manager, kept)
 

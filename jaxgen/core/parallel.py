@@ -11,6 +11,7 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -150,6 +151,19 @@ def whole(x):
   if x.is_fully_replicated:
     return x.addressable_data(0)
   return multihost_utils.process_allgather(x, tiled=True)
+
+
+_finite = jax.jit(lambda x: jnp.isfinite(x).all())
+
+
+def all_finite(tree):
+  """Whether no float of these arrays is NaN or infinite, the same answer on all hosts."""
+  # An array at a time, since one program for thousands of them takes minutes to compile; and
+  # what is here of it, since programs that talk to other hosts must not run side by side.
+  floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  shards = lambda x: x.addressable_shards[: 1 if x.is_fully_replicated else None]
+  here = all(jax.device_get([_finite(s.data) for x in floats for s in shards(x)]))
+  return bool(multihost_utils.process_allgather(np.bool_(here)).all())
 
 
 def place(tree, like):
