@@ -30,7 +30,8 @@ def main():
   spec, size = SOURCE.value or config.data.source, config.data.image_size or None
   source = sources.open_source(spec, SPLIT.value, image_size=size)
   evaluate = inference.evaluator(method, BATCH_SIZE.value)
-  numbers = evaluate(parallel.replicate(vars), source, jax.random.key(SEED.value), limit=N.value)
+  key, n_classes = jax.random.key(SEED.value), config.args.get("n_classes", 0)
+  numbers = evaluate(parallel.replicate(vars), source, key, limit=N.value, n_classes=n_classes)
   if jax.process_index():
     return
   result = {"source": spec, "split": SPLIT.value, "seed": SEED.value, **numbers}

@@ -132,9 +132,14 @@ def test_both_hosts_refuse(words, each, tmp_path):
 
 
 def test_both_hosts_refuse_a_workdir_that_is_not_shared(tmp_path):
+  """Also where both have what an earlier run left."""
+  for i in range(2):
+    (tmp_path / str(i) / "run").mkdir(parents=True)
+    (tmp_path / str(i) / "run/config.json").write_text("{}")
   home = lambda i: {"HOME": str(tmp_path / str(i))}
   status, outputs = on_two_hosts([*TRAIN, "--workdir=~/run"], [], [], home=home)
-  words = "config.json seen in workdir=True on host 0, config.json seen in workdir=False on host 1"
+  seen = "a file of host 0 seen in workdir"
+  words = f"{seen}=True on host 0, {seen}=False on host 1"
   assert status == [1, 1] and all(words in text for text in outputs), outputs
 
 
@@ -182,7 +187,14 @@ def test_every_command_of_the_page_fits_the_code():
   root = pathlib.Path(processes.ROOT)
   sources = lambda module: [root / f"experiments/{m}.py" for m in (module, "launch")]
   defined = r'DEFINE_\w+\(\s*"(\w+)"'
-  for _, module, *words in pod.commands():
+  page = pod.commands()
+  assert {module.removeprefix("experiments.") for _, module, *_ in page} == {
+    "train",
+    "sample",
+    "evaluate",
+  }
+  assert {"--multihost", "--num_processes=2"} <= {word for words in page for word in words}
+  for _, module, *words in page:
     text = "".join(path.read_text() for path in sources(module.removeprefix("experiments.")))
     flags = dict(word.removeprefix("--").partition("=")[::2] for word in words)
     known = set(re.findall(defined, text))

@@ -207,7 +207,7 @@ def test_bfloat16_networks_compute_close_to_float32():
     ),
     ({"image_shape": (4, 7, 1)}, r"image_shape=\(4, 7, 1\): expected .* divisible by 2"),
     ({"n_scales": 0}, "n_scales=0: expected a whole number, 1 or more"),
-    ({"alpha": 0.5}, "alpha=0.5: expected at least 0 and less than 0.5"),
+    ({"alpha": 0.5}, "alpha=0.5: expected more than 0 and less than 0.5"),
     ({"momentum": 1.0}, "momentum=1.0"),
     ({"n_blocks": -1}, "n_blocks=-1: expected a whole number, 0 or more"),
     ({"width": 0}, "width=0"),

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import json
 import pathlib
+import uuid
 
 import jax
 import ml_collections
@@ -78,17 +79,29 @@ def check_hosts(values):
         raise ValueError(f"{key}={a} on host 0, {key}={b} on host {i}: expected the same on all")
 
 
-def snapshot(config, workdir):
-  """Writes config.json, from which `checkpoint.load` builds the run.
+def check_shared(workdir, newest):
+  """Raises ValueError on every host where `workdir` is not one folder that all of them see.
 
-  Raises ValueError where a host does not see it: each has a folder of its own.
+  newest: step of the newest checkpoint that this host finds there, or None.
   """
+  check_hosts({"newest checkpoint in workdir": newest})
+  mark = workdir / f"{parallel.gather_text(uuid.uuid4().hex)[0]}.tmp"  # new, unlike any other file
+  if jax.process_index() == 0:
+    mark.write_text("")
+  check_hosts({})  # it is written
+  try:
+    check_hosts({"a file of host 0 seen in workdir": mark.exists()})
+  finally:
+    if jax.process_index() == 0:
+      mark.unlink()
+
+
+def snapshot(config, workdir):
+  """Writes config.json, from which `checkpoint.load` builds the run."""
   if jax.process_index() == 0:
     whole = workdir / "config.json.tmp"  # renamed, so that no reader ever sees half of it
     whole.write_text(config.to_json(indent=1) + "\n")
     whole.replace(workdir / "config.json")
-  check_hosts({})  # it is written
-  check_hosts({"config.json seen in workdir": (workdir / "config.json").exists()})
 
 
 def check_resumed(config, workdir):

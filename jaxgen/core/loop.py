@@ -51,6 +51,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
   k_init, k_calibrate, k_step, k_sample, k_eval = keys
   with checkpoint.open_manager(workdir) as manager:
     first, init = manager.latest_step() or 0, parallel.compile_init(method, mode)
+    config_lib.check_shared(workdir, first)
     if first:
       config_lib.check_resumed(config, workdir)
     config_lib.snapshot(config, workdir)
@@ -68,6 +69,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
     lowered = step_fn.lower(like, batch, k_step)
     if show:
       _trace_sample(config, method, like)
+    del like  # arrays under pmap
     if first:
       state = _resume(method, init(k_init), mode, manager, workdir)
     else:

@@ -147,6 +147,8 @@ def check_conditioning(n_classes, label_dropout, guidance_weight):
 
 def check_batch(batch, image_shape, n_classes):
   """Raises ValueError where `image` or `label` is not what the model was built for."""
+  if "image" not in batch:
+    raise ValueError(f"batch has {', '.join(sorted(batch))}: expected image")
   shape = tuple(batch["image"].shape[1:])
   if shape != image_shape:
     raise ValueError(f"batch has images of shape {shape}: expected image_shape={image_shape}")

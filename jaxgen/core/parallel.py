@@ -50,6 +50,8 @@ def start(hosts=None):
   try:
     jax.distributed.initialize(**hosts, **_PATIENCE)
   except ValueError as e:
+    if hosts:
+      raise
     raise ValueError(f"no other hosts are found on a TPU pod or under SLURM: {e}") from e
 
 

@@ -194,7 +194,7 @@ def build(
     check_count(name, count, least)
   check_weight("l2", l2)
   check_dtype("dtype", dtype)
-  check("alpha", alpha, 0.0 <= alpha < 0.5, "at least 0 and less than 0.5")
+  check("alpha", alpha, 0.0 < alpha < 0.5, "more than 0 and less than 0.5")
   check("momentum", momentum, 0.0 <= momentum < 1.0, "at least 0 and less than 1")
   unit = 2 ** (n_scales - 1)
   fits = not any(side % unit for side in image_shape[:2])

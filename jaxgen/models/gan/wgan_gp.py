@@ -199,7 +199,7 @@ def build(
     gen_rows: samples for each row of the batch in the generator's update.
     class_weights: of the cross-entropy in the losses of critic and generator.
     tx, ema: of `optim.adam` and `optim.averages`. Its warmup and steps are those of the generator;
-      the critic's are n_critic times as many.
+      the critic's are n_critic times as many. Batch statistics are those of the raw network.
   """
   image_shape = tuple(image_shape)
   for name, count in (("z_dim", z_dim), ("n_critic", n_critic), ("gen_rows", gen_rows)):
@@ -207,6 +207,8 @@ def build(
   check_count("n_classes", n_classes, 0)
   check_weight("gp_weight", gp_weight)
   check("class_weights", class_weights, len(class_weights) == 2, "two, critic's and generator's")
+  for weight in class_weights:
+    check_weight("class_weights", weight)
   check("net", net, net in NETS, f"one of {', '.join(NETS)}")
   classes = {"n_classes": n_classes} if net == "ResNet" else {}
   check("n_classes", n_classes, net == "ResNet" or not n_classes, "0 for net='MLP'")

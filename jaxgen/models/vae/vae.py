@@ -6,7 +6,8 @@ Encoder and decoder with one hidden layer of tanh, App. C, trained on the bound 
 z an example. Two decoders: Bernoulli, for images that are binarised anew each time they are seen,
 and Gaussian, for dequantised 8-bit images.
 
-Deviations: Adam takes the place of Adagrad, and Flax's initialisation that of N(0, 0.01).
+Deviations: Adam takes the place of Adagrad, and Flax's initialisation that of N(0, 0.01);
+the parameters have no prior (the paper's small weight decay).
 """
 
 import math
