@@ -39,7 +39,7 @@ def fold_in(keys, i):
 
 
 def shared(keys):
-  """One key, the same on every device and independent of every row's."""
+  """[B] -> one key, the same on every device and independent of every row's."""
   data = axis.gather(jax.random.key_data(keys)[:1])[0]
   key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
   return jax.random.fold_in(key, 0x5EED)

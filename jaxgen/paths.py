@@ -1,8 +1,9 @@
 """Gaussian probability paths x_t = alpha(t) x + sigma(t) eps, and what a network says about them.
 
-`x` is data and `eps` standard noise, whatever direction t runs in; each path says where its ends
-lie (`t_noise`, `t_data`). A network that predicts eps, x, v, a velocity or a score says one thing,
-the pair (x, eps): the constructors below turn any of them into a `Field`, and samplers take those.
+arXiv:2210.02747, Sec. 4. x_t, its data `x` and its standard noise `eps` are [B, ...]; t and s are
+[B] or scalars, in whatever direction time runs: each path says where its ends lie (`t_noise`,
+`t_data`). A network that predicts eps, x, v, a velocity or a score says one thing, the pair
+(x, eps): the constructors below turn any of them into a `Field`, and samplers take those.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-  """alpha = t, sigma = 1 - (1 - sigma_min) t. arXiv:2210.02747, Eq. 20; survey Box 11.
+  """alpha = t, sigma = 1 - (1 - sigma_min) t, elementwise. arXiv:2210.02747, Eq. 20; survey Box 11.
 
-  With sigma_min = 0 it is rectified flow's straight line, arXiv:2209.03003, Eq. 1.
+  With sigma_min = 0 it is rectified flow's straight line, arXiv:2209.03003, Eq. 1; survey Eq. 103.
   """
 
   sigma_min: float = 0.0
@@ -35,7 +36,10 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class VP:
-  """The variance-preserving SDE, beta(t) linear, on t in (0, 1]. arXiv:2011.13456, Eq. 33."""
+  """The variance-preserving SDE, beta(t) linear, on t in (0, 1]. arXiv:2011.13456, Eq. 33.
+
+  log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2, sigma^2 = 1 - alpha^2, elementwise.
+  """
 
   beta_min: float = 0.1
   beta_max: float = 20.0
@@ -56,8 +60,9 @@ class VP:
 class Discrete:
   """DDPM's chain: t = 0 is data, T = len(betas) noise. arXiv:2006.11239, Eq. 4.
 
-  alpha(t)^2 is the paper's alpha-bar_t, exact at the integers and log-linear between them. Official
-  networks count from 0 and are fed t - 1.
+  alpha(t)^2 is the paper's alpha-bar_t, exact at the integers and log-linear between them, and
+  sigma(t)^2 = 1 - alpha(t)^2, elementwise. Official networks count from 0 and are fed t - 1. Raises
+  ValueError for a beta that is not between 0 and 1.
   """
 
   betas: tuple[float, ...] = tuple(np.linspace(1e-4, 0.02, 1000).tolist())
@@ -89,7 +94,10 @@ class Discrete:
 
 
 def times(path, n):
-  """float32 [n + 1]: n equal steps from noise to data; whole numbers on a Discrete path."""
+  """float32 [n + 1]: n equal steps from noise to data; whole numbers on a Discrete path.
+
+  Raises ValueError for less than one step, and for more than a Discrete path has.
+  """
   if isinstance(path, Discrete):
     if not 1 <= n <= path.t_noise:
       raise ValueError(f"steps={n}: expected 1 to {int(path.t_noise)}, the length of the chain")
@@ -106,30 +114,39 @@ def expand(t, x):
 
 
 def interpolate(path, x, eps, t):
-  """x_t = alpha(t) x + sigma(t) eps, [B, ...]; t [B] or a scalar."""
+  """x_t = alpha(t) x + sigma(t) eps, [B, ...]: a draw from N(alpha x, sigma^2 I).
+
+  arXiv:2210.02747, Eq. 10-11; survey Eq. 110-111; on a Discrete path survey Eq. 82, 86.
+  """
   t = expand(t, x)
   return path.alpha(t) * x + path.sigma(t) * eps
 
 
 def coefficients(path, t):
-  """(alpha, alpha', sigma, sigma') at t, each of t's shape."""
+  """(alpha, alpha', sigma, sigma') at t, elementwise."""
   one = jnp.ones_like(t)
   return *jax.jvp(path.alpha, (t,), (one,)), *jax.jvp(path.sigma, (t,), (one,))
 
 
 def velocity(path, x, eps, t):
-  """Conditional velocity dx_t/dt = alpha' x + sigma' eps, [B, ...]. arXiv:2210.02747, Eq. 13-15."""
+  """Conditional velocity dx_t/dt = alpha' x + sigma' eps, [B, ...].
+
+  arXiv:2210.02747, Eq. 13-15; survey Eq. 112, Box 11.
+  """
   _, d_alpha, _, d_sigma = coefficients(path, expand(t, x))
   return d_alpha * x + d_sigma * eps
 
 
 def log_snr(path, t):
-  """log(alpha^2 / sigma^2): infinite at the ends where sigma or alpha is 0."""
+  """log(alpha^2 / sigma^2), elementwise: infinite at the ends where sigma or alpha is 0."""
   return 2.0 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
 
 class Posterior(NamedTuple):
-  """q(x_s | x_t, x) = N(x_weight x + x_t_weight x_t, small); q(x_t | x_s) has variance large."""
+  """q(x_s | x_t, x) = N(x_weight x + x_t_weight x_t, small); q(x_t | x_s) has variance large.
+
+  Four arrays of the shape of the times.
+  """
 
   x_weight: jax.Array
   x_t_weight: jax.Array
@@ -140,7 +157,8 @@ class Posterior(NamedTuple):
 def posterior(path, t, s):
   """The Posterior of time s, nearer to the data than t. arXiv:2006.11239, Eq. 6-7; survey Box 8.
 
-  On DDPM's chain with s = t - 1, `large` is beta_t and `small` is beta-tilde_t.
+  Elementwise in t and s. On DDPM's chain with s = t - 1, `large` is beta_t and `small` is
+  beta-tilde_t.
   """
   # Through the log signal-to-noise ratio, 1 - (alpha_t / alpha_s)^2 keeps its digits in float32.
   fresh = -jnp.expm1(log_snr(path, t) - log_snr(path, s))
@@ -177,7 +195,10 @@ class Field:
 
 
 def eps_field(path, fn):
-  """Field of a noise predictor fn(x_t, t) -> eps. Infinite where alpha is 0."""
+  """Field of a noise predictor fn(x_t, t) -> eps [B, ...]. Infinite where alpha is 0.
+
+  survey Eq. 84.
+  """
 
   def predict(x_t, t):
     eps, t = fn(x_t, t), expand(t, x_t)
@@ -187,7 +208,7 @@ def eps_field(path, fn):
 
 
 def x_field(path, fn):
-  """Field of a denoiser fn(x_t, t) -> x. Infinite where sigma is 0."""
+  """Field of a denoiser fn(x_t, t) -> x [B, ...]. Infinite where sigma is 0."""
 
   def predict(x_t, t):
     x, t = fn(x_t, t), expand(t, x_t)
@@ -197,7 +218,10 @@ def x_field(path, fn):
 
 
 def v_field(path, fn):
-  """Field of fn(x_t, t) -> v = alpha eps - sigma x, at both ends. arXiv:2202.00512, App. D."""
+  """Field of fn(x_t, t) -> v [B, ...] = alpha eps - sigma x, finite at both ends.
+
+  arXiv:2202.00512, App. D.
+  """
 
   def predict(x_t, t):
     v, t = fn(x_t, t), expand(t, x_t)
@@ -209,7 +233,10 @@ def v_field(path, fn):
 
 
 def velocity_field(path, fn):
-  """Field of fn(x_t, t) -> dx_t/dt. Infinite where alpha' or sigma' is (VP, Discrete at t = 0)."""
+  """Field of a velocity fn(x_t, t) -> dx_t/dt [B, ...].
+
+  Infinite where alpha' or sigma' is: VP and Discrete at t = 0.
+  """
 
   def predict(x_t, t):
     u, t = fn(x_t, t), expand(t, x_t)
@@ -221,5 +248,5 @@ def velocity_field(path, fn):
 
 
 def score_field(path, fn):
-  """Field of fn(x_t, t) -> grad log p_t(x_t). Infinite where alpha is 0."""
+  """Field of a score fn(x_t, t) -> grad log p_t(x_t) [B, ...]. Infinite where alpha is 0."""
   return eps_field(path, lambda x_t, t: -path.sigma(expand(t, x_t)) * fn(x_t, t))

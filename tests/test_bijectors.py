@@ -69,6 +69,7 @@ def jacobians(layer, x):
 
 
 @every_layer
+@pytest.mark.evidence("N02", "M")
 def test_inverse_and_log_det_are_exact(name):
   layer, x = LAYERS[name], inputs(name)
 
@@ -124,6 +125,7 @@ def test_a_coupling_of_an_odd_number_of_channels():
     np.testing.assert_allclose(layer(y, inverse=True)[0], x, atol=1e-5)
 
 
+@pytest.mark.evidence("N02", "M")
 def test_the_density_of_a_flow_integrates_to_one():
   """Two pixels and their two colours of the checkerboard, then the two channels of one pixel."""
 

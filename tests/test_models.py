@@ -179,6 +179,8 @@ def larger(side, channels):
     ),
   ],
 )
+@pytest.mark.evidence("D02", "P")
+@pytest.mark.evidence("G06", "P")
 def test_sizes(model, args, sizes):
   params = jax.eval_shape(method.build(model, args).init, KEY(0)).params
   assert {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params.items()} == sizes

@@ -44,6 +44,8 @@ def test_flow_matching_of_a_known_network():
   ],
   ids=["flow matching", "denoising score matching"],
 )
+@pytest.mark.evidence("D02", "M")
+@pytest.mark.evidence("R06", "M")
 def test_the_exact_field_is_the_minimum(loss, exact):
   """The slope along a perturbation of the network vanishes there, and not beside it."""
 
@@ -103,6 +105,7 @@ def linear_gaussian():
 
 
 @pytest.mark.parametrize("shift, widen", [(0.0, 0.0), (0.5, 0.0), (-0.2, 0.7), (0.0, -1.0)])
+@pytest.mark.evidence("V03", "M")
 def test_the_elbo_misses_the_evidence_by_the_kl_to_the_posterior(shift, widen):
   """log p(x) - ELBO = KL(q || p(z | x)): nothing at the true posterior, and never below."""
   log_likelihood, exact, mean, log_var = linear_gaussian()
@@ -134,6 +137,7 @@ def test_reparameterized_samples_have_the_moments_and_their_gradients():
   np.testing.assert_allclose(slopes, [1.0, np.exp(-1.0)], atol=0.02)
 
 
+@pytest.mark.evidence("V03", "M")
 def test_standard_kl_is_survey_eq_3():
   mean, log_var = jax.random.normal(jax.random.key(9), (2, 4, 3))
   exact = 0.5 * (mean**2 + jnp.exp(log_var) - log_var - 1.0).sum(-1)
@@ -160,6 +164,7 @@ def test_binarized_pixels_are_coins_of_their_brightness():
   np.testing.assert_allclose(b.mean(0), [0.0, 0.25, 0.5, 1.0], atol=0.015)
 
 
+@pytest.mark.evidence("G06", "M")
 def test_gradient_penalty_of_a_linear_critic():
   """Its gradient is w at every point: (|w| - 1)^2, with |w| = 5; and none for |w| = 1."""
   x, x_fake = jax.random.normal(jax.random.key(12), (2, 512, 2))
@@ -183,6 +188,7 @@ def test_gradient_penalty_is_taken_between_each_pair():
   np.testing.assert_allclose(ours, (jnp.sqrt(2.0 * critic(middle)) - 1.0) ** 2, rtol=1e-5)
 
 
+@pytest.mark.evidence("G06", "G")
 def test_golden_wasserstein_losses():
   x, close = golden.load("gan_losses")
   real, fake = x["in.real"][:, 0], x["in.fake"][:, 0]
@@ -213,6 +219,7 @@ def test_dequantized_pixels_stay_in_their_bins():
   np.testing.assert_array_equal(jnp.round((x + 1.0) * 127.5), jnp.arange(256.0)[:, None])
 
 
+@pytest.mark.evidence("R06", "M")
 def test_ode_log_prob_of_gaussian_data_is_its_density():
   """One dimension: Hutchinson's estimate is exact there. 1e-3: Heun's error with 100 steps."""
   x = X[:, :1]
@@ -280,6 +287,7 @@ def _per_dim(nats, x):
   return np.asarray(nats) / x[0].size / np.log(2.0)
 
 
+@pytest.mark.evidence("D02", "G")
 def test_golden_terms_of_the_bound():
   x, close = golden.load("vlb_terms_bpd")
   path, t = paths.Discrete(), jnp.asarray(x["in.t"] + 1, jnp.float32)
@@ -322,6 +330,7 @@ def test_golden_whole_bound():
   close(ours, "total_bpd", rtol=3e-3)
 
 
+@pytest.mark.evidence("R06", "G")
 def test_golden_conditional_flow_matching():
   x, close = golden.load("cfm_fm_lipman")
   with jax.enable_x64(True):

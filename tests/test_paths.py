@@ -134,6 +134,7 @@ def test_bad_paths_are_refused(call, words):
     call()
 
 
+@pytest.mark.evidence("D02", "G")
 def test_golden_forward_process_and_posterior():
   x, close = golden.load("q_sample_and_posterior")
   path, t = paths.Discrete(), jnp.asarray(x["in.t"] + 1, jnp.float32)
@@ -160,6 +161,7 @@ def test_golden_velocity_parameterisation():
 
 
 @pytest.mark.parametrize("vector, path", [("condot", paths.Linear()), ("vp", paths.VP())])
+@pytest.mark.evidence("R06", "G")
 def test_golden_conversions_of_flow_matching(vector, path):
   x, close = golden.load(f"fm_affine_path_{vector}")
   with jax.enable_x64(True):

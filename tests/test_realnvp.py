@@ -43,12 +43,14 @@ def flow(variables, x, inverse=False):
   return net.apply(tree, x, inverse=inverse)
 
 
+@pytest.mark.evidence("N02", "P")
 def test_size_of_the_paper_configuration():
   """The port's: chrischute/real-nvp at its defaults, which are the paper's CIFAR-10 numbers."""
   params = jax.eval_shape(realnvp.build().init, KEY(0)).params
   assert sum(x.size for x in jax.tree.leaves(params)) == 19_631_640
 
 
+@pytest.mark.evidence("N02", "M")
 def test_the_whole_flow_is_invertible_and_its_log_det_exact():
   variables = perturbed()
   x = 2.0 * jax.random.normal(KEY(3), (3, 4, 4, 1))
@@ -104,6 +106,7 @@ def test_couplings_move_what_the_paper_says():
   np.testing.assert_array_equal(both, upper_left | lower_right)
 
 
+@pytest.mark.evidence("N02", "M")
 def test_256_by_256_probabilities_of_two_pixels_sum_to_one():
   """alpha so small that no mass of the flow lies outside of the pixels' range."""
   made = build(image_shape=(1, 2, 1), n_scales=1, alpha=1e-5)

@@ -183,6 +183,7 @@ def test_golden_reverse_step():
   close(q.large, "variance", where=late)  # at t = 0 no noise is added
 
 
+@pytest.mark.evidence("D02", "G")
 def test_golden_ancestral():
   x, close = golden.load("ddpm_ancestral_10steps")
   run = functools.partial(ancestral.ancestral, guided_diffusion(True), v=0.0)
@@ -222,6 +223,7 @@ def test_golden_euler_of_rectified_flow():
   close(ode.euler(stretched, x["in.z0"], jnp.linspace(1e-3, 1.0, 21)), "x")
 
 
+@pytest.mark.evidence("R06", "G")
 def test_golden_ode_solver():
   x, close = golden.load("fm_ode_solver")
   u = lambda x, t: jnp.tanh(x) * (1.0 - paths.expand(t, x)) - x * paths.expand(t, x) / 2.0

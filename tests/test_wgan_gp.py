@@ -19,6 +19,7 @@ SMALL = {
 TOY = {"image_shape": (1, 1, 2), "net": "MLP", "z_dim": 2}
 
 
+@pytest.mark.evidence("G06", "C")
 def test_it_covers_the_eight_gaussians():
   """Survey Box 4 on the paper's toy data (Fig. 1 and its code): every mode, about equally often."""
   angle = 2 * np.pi * np.arange(8) / 8
@@ -58,6 +59,7 @@ def conditional():
   return made, vars, {"image": image, "label": jnp.array([0, 1, 2, 0, 1, 2])}
 
 
+@pytest.mark.evidence("G06", "M")
 def test_the_losses_are_box_4(conditional):
   """Both losses put together from the networks' own outputs at the same noise, and statistics."""
   made, vars, batch = conditional

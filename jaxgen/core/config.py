@@ -117,7 +117,7 @@ def check_resumed(config, workdir):
 
 
 def read_snapshot(workdir):
-  """The ConfigDict of the run in `workdir` (an epath.Path)."""
+  """The ConfigDict of the run in `workdir`, an epath.Path. Raises ValueError where none is."""
   path = workdir / "config.json"
   if not path.exists():
     raise ValueError(f"workdir={str(workdir)!r}: no config.json, so no run, is there")

@@ -50,13 +50,19 @@ def adam(
 
 
 def fixed(*, decay=0.9999):
-  """The same decay at every step: mean <- decay mean + (1 - decay) params."""
+  """The same decay at every step: mean <- decay mean + (1 - decay) params.
+
+  Raises ValueError for a decay outside [0, 1).
+  """
   _fraction("ema.decay", decay)
   return lambda step: decay
 
 
 def warmup(*, decay=0.9999, inv_gamma=1.0, power=2 / 3):
-  """min(decay, 1 - (1 + step / inv_gamma)^-power): the average soon forgets its random start."""
+  """min(decay, 1 - (1 + step / inv_gamma)^-power): the average soon forgets its random start.
+
+  Raises ValueError for a number out of range.
+  """
   _fraction("ema.decay", decay)
   _positive("ema.inv_gamma", inv_gamma)
   _positive("ema.power", power)
@@ -66,7 +72,7 @@ def warmup(*, decay=0.9999, inv_gamma=1.0, power=2 / 3):
 def power_law(*, sigma_rel=0.1):
   """(1 - 1/t)^(gamma + 1) at update t: the average's width is sigma_rel of the run so far.
 
-  arXiv:2312.02696, Sec. 3.1 and App. C.
+  arXiv:2312.02696, Sec. 3.1 and App. C. Raises ValueError for a width that no power law has.
   """
   check("ema.sigma_rel", sigma_rel, 0.0 < sigma_rel < 12**-0.5, "between 0 and 12^-0.5 = 0.289")
   gamma = power_law_exponent(sigma_rel)
@@ -88,6 +94,9 @@ def averages(source, ema):
   Args:
     source: name of the network.
     ema: 0 for none, a fixed decay, or {"profile": "fixed", "warmup" or "power_law", **its numbers}.
+
+  Raises:
+    ValueError: a profile that does not exist, or a number out of its range.
   """
   if not ema:
     return {}

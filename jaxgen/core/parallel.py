@@ -56,7 +56,7 @@ def start(hosts=None):
 
 
 def mesh():
-  """All devices of all hosts along one axis. (jax.make_mesh defaults to Explicit axes.)"""
+  """All devices of all hosts along one axis, which jax.make_mesh would make Explicit."""
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))  # a host's rows together
   return Mesh(np.asarray(devices), (axis.NAME,))
 
@@ -85,12 +85,15 @@ def compile_init(method, mode):
 
 
 def compile_step(method, mode, train_step=step.train_step):
-  """(state, batch, key) -> (state, metrics) on every device of every host; `state` is donated."""
+  """(state, batch, key) -> (state, metrics) on every device of every host; `state` is donated.
+
+  Raises ValueError for a mode that does not exist.
+  """
   return _compile(functools.partial(train_step, method), method, mode, has_metrics=True)
 
 
 def compile_calibrate(method, mode):
-  """(state, batch, key) -> state."""
+  """(state, batch, key) -> state. Raises ValueError for a mode that does not exist."""
   return _compile(functools.partial(step.calibrate, method), method, mode, has_metrics=False)
 
 

@@ -37,7 +37,7 @@ class JsonLines:
       save_png(self._workdir / "samples" / f"{name}_{step:08d}.png", image[0])
 
   def flush(self):
-    pass
+    """Nothing is left to write."""
 
   close = flush
 

@@ -21,11 +21,15 @@ class TrainState:
 
   @property
   def vars(self):
+    """What networks need to run."""
     return Vars(self.params, self.extra)
 
 
 def init_state(method: Method, key) -> TrainState:
-  """A fresh state; the averages start from their sources."""
+  """A fresh state; the averages start from their sources.
+
+  Raises ValueError for a phase whose repeats, accumulate or every is below 1.
+  """
   for name, p in method.phases.items():
     for field in ("repeats", "accumulate", "every"):
       value = getattr(p, field)
@@ -118,6 +122,9 @@ def train_step(method: Method, state: TrainState, batch, key):
   Returns:
     (state, metrics): name -> (sum, count), so that means over an interval are true means, and a
     phase that did not run reports nothing.
+
+  Raises:
+    ValueError: a loss returns extra of other names, shapes or dtypes than `init`.
   """
   key, metrics = jax.random.fold_in(key, state.step), {}
   for i, (name, phase) in enumerate(method.phases.items()):

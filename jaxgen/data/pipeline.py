@@ -110,7 +110,7 @@ def eval_batches(source, *, rows, limit=None, n_classes=None, host=None, hosts=N
 
   The last batch is padded with example 0, so all hosts see equally many batches. `weight` float32
   [rows / hosts] is 0 on padding and 1 elsewhere; `index` int32 [rows / hosts] is the position,
-  which padding continues. limit: the first examples only. Raises as `batches` does.
+  which padding continues. limit: the first examples only. Raises ValueError as `batches` does.
   """
   if limit is not None and limit < 1:
     raise ValueError(f"limit={limit} must be at least 1 or None")

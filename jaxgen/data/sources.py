@@ -137,7 +137,7 @@ def read_npz(file, name):
 def write_array_record(path, examples):
   """Writes an iterable of examples, dicts of numpy arrays, for the source array_record:PATH.
 
-  Raises ValueError for an array of Python objects.
+  Raises ValueError for what `checked` refuses, and ImportError without array_record.
   """
   module = _optional("array_record.python.array_record_module", "array_record")
   writer = module.ArrayRecordWriter(str(path), "group_size:1")

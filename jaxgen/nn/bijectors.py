@@ -16,7 +16,10 @@ from jaxgen.core import axis
 
 
 def chain(layers, x, *, inverse=False):
-  """Layers one after the other, last to first if inverse. survey Eq. 52-53."""
+  """`layers` one after the other, last to first if inverse; log_det [B] is the sum of theirs.
+
+  survey Eq. 52-53.
+  """
   log_det = jnp.zeros(len(x))
   for layer in reversed(layers) if inverse else layers:
     x, term = layer(x, inverse=inverse)
@@ -25,7 +28,10 @@ def chain(layers, x, *, inverse=False):
 
 
 def affine(x, s, t, *, inverse=False):
-  """y = x exp(s) + t, or x = (y - t) exp(-s). s, t: like x, independent of it."""
+  """y = x exp(s) + t, or x = (y - t) exp(-s). s, t: like x, independent of it.
+
+  arXiv:1605.08803, Eq. 7-8.
+  """
   y = (x - t) * jnp.exp(-s) if inverse else x * jnp.exp(s) + t
   log_det = _sum(s)
   return y, -log_det if inverse else log_det
@@ -48,18 +54,18 @@ def split_coupling(fn, x, *, flip=False, inverse=False):
 
 
 def masked_coupling(fn, x, mask, *, inverse=False):
-  """y = b x + (1 - b) (x exp(s(b x)) + t(b x)). arXiv:1605.08803, Eq. 9.
+  """y = b x + (1 - b) (x exp(s(b x)) + t(b x)). arXiv:1605.08803, Eq. 9; survey Eq. 55-56.
 
   Args:
     fn: b x -> (s, t), both like x. Their entries where b = 1 are not used.
-    x: [B, ...]. mask: b, bool, broadcasts against x; True is kept.
+    x: [B, ...]. mask: b, bool, like x or with axes of length 1; True is kept.
   """
   s, t = (jnp.where(mask, 0.0, v) for v in fn(jnp.where(mask, x, 0.0)))
   return affine(x, s, t, inverse=inverse)
 
 
 def checkerboard(height, width, parity=1):
-  """Mask [1, H, W, 1], True where row + column is odd; even if parity = 0.
+  """Mask [1, H, W, 1] of this height and width, True where row + column is odd; even if parity = 0.
 
   arXiv:1605.08803, Sec. 3.4.
   """
@@ -80,7 +86,10 @@ def squeeze(x):
 
 
 def unsqueeze(x):
-  """The inverse of `squeeze`. Raises ValueError for channels that are no multiple of 4."""
+  """[B, H, W, C] -> [B, 2H, 2W, C/4], the inverse of `squeeze`. arXiv:1605.08803, Sec. 3.6.
+
+  Raises ValueError for channels that are no multiple of 4.
+  """
   B, H, W, C = x.shape
   if C % 4:
     raise ValueError(f"x has {C} channels: expected a multiple of 4")
@@ -104,7 +113,10 @@ def squeeze_ordered(x):
 
 
 def unsqueeze_ordered(x):
-  """The inverse of `squeeze_ordered`."""
+  """[B, H, W, C] -> [B, 2H, 2W, C/4], the inverse of `squeeze_ordered`. arXiv:1605.08803, Sec. 3.6.
+
+  Raises ValueError for channels that are no multiple of 4.
+  """
   y = x.reshape(*x.shape[:3], 4, -1).swapaxes(-1, -2)[..., np.argsort(_DIAGONAL_FIRST)]
   return unsqueeze(y.reshape(x.shape))
 
@@ -112,7 +124,7 @@ def unsqueeze_ordered(x):
 def logit(x, *, alpha=0.05, inverse=False):
   """y = logit(alpha + (1 - 2 alpha) x) of x in (0, 1). arXiv:1605.08803, Sec. 4.1.
 
-  Symmetric, as in the official code; the paper writes 1 - alpha for 1 - 2 alpha.
+  Symmetric, as in the official code; the paper writes 1 - alpha for 1 - 2 alpha. log_det: [B].
   """
   if inverse:
     y = (jax.nn.sigmoid(x) - alpha) / (1.0 - 2.0 * alpha)
@@ -141,7 +153,10 @@ class MovingBatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, inverse=False, train=False):
-    """x [B, ..., C]. train: updates "batch_stats" with the global batch; forward only."""
+    """x [B, ..., C]. train: updates "batch_stats" with the global batch.
+
+    Raises ValueError for train with inverse.
+    """
     if train and inverse:
       raise ValueError("train=True: expected False with inverse=True, which uses stored averages")
     shape, axes = x.shape[-1:], tuple(range(x.ndim - 1))

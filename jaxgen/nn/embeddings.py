@@ -9,7 +9,7 @@ import numpy as np
 
 
 def timestep_embedding(t, dim, *, max_period=10_000, endpoint=True, cos_first=False):
-  """Sinusoids at geometrically spaced frequencies, [B] -> [B, dim]. arXiv:1706.03762, Sec. 3.5.
+  """Sinusoids at geometrically spaced frequencies, t [B] -> [B, dim]. arXiv:1706.03762, Sec. 3.5.
 
   The frequencies fall from 1 to 1 / max_period. endpoint: the last of them is 1 / max_period
   itself, as in DDPM's code; False stops one step before it, as in guided-diffusion and DiT, which
@@ -28,6 +28,7 @@ class Conditioning(nn.Module):
   Two layers on `timestep_embedding(t, dim)`, arXiv:2006.11239, App. B; with n_classes > 0 plus an
   embedding of the label. Labels are int32, 0 to n_classes - 1; one more, n_classes, is the null
   class of classifier-free guidance, arXiv:2207.12598: whoever trains it replaces labels by it.
+  Raises ValueError for a label without classes, and for classes without one.
   """
 
   dim: int

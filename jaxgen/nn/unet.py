@@ -40,7 +40,7 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, c, draw=None):
-    """c: [B, D]; draw: see UNet."""
+    """x: [B, H, W, C]; c: [B, D]; draw: see UNet."""
     norm = lambda name: nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name=name)
     conv = lambda init, name: nn.Conv(
       self.channels, (3, 3), kernel_init=init, dtype=self.dtype, name=name
@@ -55,7 +55,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-  """Residual self-attention with one head over all pixels, [B, H, W, C] -> [B, H, W, C]."""
+  """Residual self-attention with one head over all pixels, x [B, H, W, C] -> like x."""
 
   groups: int
   dtype: jnp.dtype
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 def upsample(x):
-  """Nearest neighbour, [B, H, W, C] -> [B, 2H, 2W, C]."""
+  """Nearest neighbour, x [B, H, W, C] -> [B, 2H, 2W, C]."""
   B, H, W, C = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
   return x.reshape(B, 2 * H, 2 * W, C)
@@ -101,7 +101,8 @@ class UNet(nn.Module):
     """x [B, H, W, C], t [B] in steps, label int32 [B] -> [B, H, W, out_channels] float32.
 
     draw(shape) -> uniform noise [B, *shape], such as noise.stream(keys): dropout is on exactly when
-    it is given.
+    it is given. Raises ValueError for an H or W that cannot be halved so often, and for attention
+    at a height that does not occur.
     """
     levels = len(self.multipliers)
     H, W = x.shape[1:3]

@@ -7,15 +7,15 @@ from jaxgen import noise, paths
 
 
 def wasserstein_critic(real, fake):
-  """E D(x_fake) - E D(x): minus the estimated Wasserstein distance. arXiv:1704.00028, Eq. 3.
+  """E D(x_fake) - E D(x), a scalar: minus the estimated Wasserstein distance.
 
-  real, fake: scores of equally many data and samples, [B].
+  arXiv:1704.00028, Eq. 3; survey Box 4. real, fake: scores of equally many data and samples, [B].
   """
   return jnp.mean(fake.astype(jnp.float32)) - jnp.mean(real.astype(jnp.float32))
 
 
 def wasserstein_generator(fake):
-  """-E D(x_fake). arXiv:1704.00028, Alg. 1, line 12; survey Box 4. fake: scores [B]."""
+  """-E D(x_fake), a scalar. arXiv:1704.00028, Alg. 1, line 12; survey Box 4. fake: scores [B]."""
   return -jnp.mean(fake.astype(jnp.float32))
 
 

@@ -11,7 +11,7 @@ from jaxgen.samplers import ode
 def normal_log_prob(z, log_det):
   """log p(x) = log N(z; 0, I) + log|det dz/dx|, in nats, [B].
 
-  arXiv:1605.08803, Eq. 3; survey Eq. 54. z: [B, ...]. log_det: [B].
+  arXiv:1605.08803, Eq. 3; survey Eq. 48-49, 54, Box 6. z: [B, ...]. log_det: [B].
   """
   z = z.astype(jnp.float32)
   return jnp.sum(norm.logpdf(z), axis=tuple(range(1, z.ndim))) + log_det

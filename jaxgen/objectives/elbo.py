@@ -12,20 +12,26 @@ from jaxgen.objectives import likelihood
 
 
 def normal_kl(mean_q, log_var_q, mean_p, log_var_p):
-  """KL(N(mean_q, e^log_var_q) || N(mean_p, e^log_var_p)), elementwise. arXiv:1312.6114, App. B."""
+  """KL(N(mean_q, e^log_var_q) || N(mean_p, e^log_var_p)) in nats, elementwise.
+
+  arXiv:1312.6114, App. B.
+  """
   wider = log_var_q - log_var_p  # expm1: no cancellation where the two are almost equal
   return 0.5 * (jnp.expm1(wider) - wider + (mean_q - mean_p) ** 2 * jnp.exp(-log_var_p))
 
 
 def standard_kl(mean, log_var):
-  """KL(N(mean, e^log_var) || N(0, I)), per example [B]. arXiv:1312.6114, App. B; survey Eq. 3."""
+  """KL(N(mean, e^log_var) || N(0, I)) in nats, per example [B]. mean, log_var: [B, ...].
+
+  arXiv:1312.6114, App. B; survey Eq. 3.
+  """
   return _sum(normal_kl(mean, log_var, 0.0, 0.0))
 
 
 def reparameterize(keys, mean, log_var, *, eps=None):
   """z = mean + e^(log_var / 2) eps, [B, ...]. arXiv:1312.6114, Sec. 2.4; survey Eq. 13-14.
 
-  keys: [B]. eps: like mean, in place of normal noise (tests, ablations).
+  keys: [B]. mean, log_var: [B, ...]. eps: like mean, in place of normal noise (tests, ablations).
   """
   eps = noise.normal(keys, mean.shape[1:]) if eps is None else eps
   return mean + jnp.exp(0.5 * log_var) * eps
@@ -34,8 +40,9 @@ def reparameterize(keys, mean, log_var, *, eps=None):
 def gaussian_bound(log_likelihood, mean, log_var, keys, *, eps=None):
   """E_q log p(x | z), from one z an example, and KL(q(z | x) || p(z)); the bound is the difference.
 
-  log p(x) = log E_q p(x, z) / q(z | x) >= E_q log p(x | z) - KL, with q = N(mean, e^log_var) and
-  p(z) = N(0, I). arXiv:1312.6114, Eq. 3 and 10; survey Eq. 4-12.
+  p(x), the integral of p(x | z) p(z) over z (survey Eq. 5), is E_q p(x, z) / q(z | x) (survey
+  Eq. 6-7), and by Jensen log p(x) >= E_q log p(x | z) - KL (survey Eq. 8-11; arXiv:1312.6114,
+  Eq. 3 and 10). Here q = N(mean, e^log_var) and p(z) = N(0, I).
 
   Args:
     log_likelihood: z [B, D] -> log p(x | z) [B], in nats.
@@ -50,15 +57,18 @@ def gaussian_bound(log_likelihood, mean, log_var, keys, *, eps=None):
 
 
 def diffusion_prior(path, x):
-  """L_T = KL(q(x_T | x) || N(0, I)), per example [B]. arXiv:2006.11239, Eq. 5."""
+  """L_T = KL(q(x_T | x) || N(0, I)) in nats, per example [B]. arXiv:2006.11239, Eq. 5.
+
+  path: any of `paths`; T is its noise end. x: data [B, ...].
+  """
   alpha, sigma = path.alpha(path.t_noise), path.sigma(path.t_noise)
   return standard_kl(alpha * x, 2.0 * jnp.log(sigma))
 
 
 def diffusion_term(field, x, x_t, t, *, v=1.0, log_cdf=norm.logcdf):
-  """L_{t-1} = KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)), per example [B]. Eq. 5.
+  """L_{t-1} = KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)) in nats, per example [B]. Eq. 5.
 
-  At t = 1 it is L_0 = -log p(x | x_1), Eq. 13.
+  The KLs of survey Eq. 81. At t = 1 it is L_0 = -log P(x | x_1), Eq. 13.
 
   Args:
     field: on a paths.Discrete. x, x_t: [B, ...]. t: [B] in 1, ..., T.
@@ -82,10 +92,16 @@ def diffusion_term(field, x, x_t, t, *, v=1.0, log_cdf=norm.logcdf):
 
 
 def diffusion_bound(field, x, keys, *, terms, v=1.0):
-  """An unbiased estimate of the bound on -log P(x), per example [B]. arXiv:2006.11239, Eq. 5.
+  """An unbiased estimate of the bound on -log P(x) in nats, per example [B]. Eq. 5.
 
   `terms` times t, one in each of as many equal strata of 1, ..., T, stand for the whole sum; with
   terms = T it is every t once.
+
+  Args:
+    field, v: of `diffusion_term`. x: 8-bit images [B, ...] in [-1, 1]. keys: [B].
+
+  Raises:
+    ValueError: terms is not 1 to T.
   """
   n_steps = int(field.path.t_noise)
   if not 1 <= terms <= n_steps:

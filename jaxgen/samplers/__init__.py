@@ -5,9 +5,10 @@ from jaxgen.samplers import ancestral, ddim, ode
 
 
 def draw(field, keys, shape, *, name, steps, **options):
-  """Samples [B, *shape] of a Field: sampler `name` from its noise end to its data end.
+  """Samples [B, *shape] of `field`: sampler `name` from its noise end to its data end.
 
-  keys: [B]. steps: of paths.times. options: of the sampler.
+  keys: [B]. steps: of paths.times. options: of the sampler. Raises ValueError for a name or a
+  number of steps that does not exist.
   """
   k_x, k_z = noise.split(keys)
   x, ts = noise.normal(k_x, shape), paths.times(field.path, steps)

@@ -13,7 +13,8 @@ def ancestral(field, x, keys, ts, *, v=1.0, z=None):
     field: a paths.Field; `guidance.clipped(field)` clips its x as the paper's code does.
     x: [B, ...] at ts[0]. keys: [B]. ts: [S + 1], from noise to data, any sub-sequence of the chain.
     v: log variance between log beta-tilde_t (0) and log beta_t (1), the paper's two choices, where
-      the field does not predict it. arXiv:2102.09672, Eq. 15.
+      the field does not predict it. arXiv:2102.09672, Eq. 15; survey Eq. 87, whose beta-bar_t is
+      beta-tilde_t.
     z: [S, B, ...] in place of normal noise (tests).
   """
   steps = len(ts) - 1

@@ -7,7 +7,7 @@ from jaxgen import noise, paths
 
 
 def ddim(field, x, keys, ts, *, eta=0.0, z=None):
-  """eta = 0 is deterministic, eta = 1 ancestral with beta-tilde_t. Eq. 12; survey Eq. 84-85.
+  """eta = 0 is deterministic, eta = 1 ancestral with beta-tilde_t. Eq. 12; survey Eq. 85.
 
   Args:
     field: a paths.Field; `guidance.clipped(field)` clips its x.

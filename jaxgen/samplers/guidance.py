@@ -6,7 +6,7 @@ from jaxgen import noise, paths
 
 
 def classifier_free(cond, uncond, w):
-  """(1 + w) conditional - w unconditional; w = 0 is the conditional model.
+  """The Field (1 + w) cond - w uncond; w, a scalar, is 0 for the conditional model.
 
   The weights sum to one, so it is the same in eps, x, v, velocity and score. arXiv:2207.12598,
   Eq. 6; survey Eq. 92.
@@ -21,12 +21,15 @@ def classifier_free(cond, uncond, w):
 
 
 def drop_labels(keys, label, rate, n_classes):
-  """label [B] with n_classes, the null class, in place of some. arXiv:2207.12598, Alg. 1."""
+  """label [B] with n_classes, the null class, at this rate. arXiv:2207.12598, Alg. 1. keys: [B]."""
   return jnp.where(noise.bernoulli(keys, rate), n_classes, label)
 
 
 def clipped(field, low=-1.0, high=1.0):
-  """x is clipped to the range of the data, and eps follows from it, as in DDPM's code."""
+  """`field` with x [B, ...] clipped to low and high, the range of the data, and eps made to fit.
+
+  As in DDPM's code, arXiv:2006.11239.
+  """
 
   def predict(x_t, t):
     p = field.predict(x_t, t)

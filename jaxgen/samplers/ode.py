@@ -8,17 +8,23 @@ import jax.numpy as jnp
 
 
 def euler(velocity_fn, x, ts):
-  """First order, one evaluation a step. survey Box 11."""
+  """x [B, ...] at ts[-1]: first order, one evaluation a step.
+
+  survey Eq. 102, 105, Box 10 and 11.
+  """
 
   def step(x, pair):
     t, s = pair
-    return _move(x, s - t, velocity_fn(x, _rows(t, x))), None
+    return _move(x, s - t, velocity_fn(x, _rows(t, x))), None  # survey Eq. 101, in steps of s - t
 
   return jax.lax.scan(step, x, (ts[:-1], ts[1:]))[0]
 
 
 def heun(velocity_fn, x, ts):
-  """Second order, two evaluations a step; it evaluates at both ends of `ts`."""
+  """x [B, ...] at ts[-1]: second order, two evaluations a step, also at both ends of `ts`.
+
+  survey Eq. 102; arXiv:2206.00364, Alg. 1, without its Euler step to sigma = 0.
+  """
 
   def step(x, pair):
     t, s = pair

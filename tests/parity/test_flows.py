@@ -90,11 +90,13 @@ def nflows_norm(c):
 
 
 @pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.evidence("N02", "G")
 def test_channel_coupling(flip):
   theirs, ours = nflows_coupling(weights(2, 4), flip)
   agree(ours, theirs, theirs.inverse, IMAGE)
 
 
+@pytest.mark.evidence("N02", "G")
 def test_checkerboard_coupling():
   """Eq. 9 in normflows' own words; its networks see b x."""
   s_theirs, s_ours = conv(weights(4, 4))
@@ -137,6 +139,7 @@ def test_batch_norm():
   np.testing.assert_allclose(log_det, log_det_torch.detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.evidence("N02", "G")
 def test_composition():
   """Couplings of both halves at full and half resolution; log_dets add up."""
   fine = [nflows_coupling(weights(2, 4), flip) for flip in (False, True)]

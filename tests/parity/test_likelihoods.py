@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import torch
 from torch import distributions as td
 
@@ -28,6 +29,7 @@ def test_pixels_are_theirs():
   close(likelihood.bernoulli(coins, logits), theirs)
 
 
+@pytest.mark.evidence("V03", "G")
 def test_the_bound_and_its_gradients_are_theirs():
   """A linear decoder, the same noise: both terms, and slopes along mean and log variance."""
   x, mean, log_var, eps, w = normals(5)

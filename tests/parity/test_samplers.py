@@ -46,6 +46,7 @@ keys = lambda: jax.random.split(jax.random.key(0), SHAPE[0])
 
 @pytest.mark.parametrize("variance, v", [("fixed_small", 0.0), ("fixed_large", 1.0)])
 @pytest.mark.parametrize("steps", [20, 1000])
+@pytest.mark.evidence("D02", "G")
 def test_ancestral_is_ddpm_scheduler(variance, v, steps):
   scheduler = diffusers.DDPMScheduler(
     1000, variance_type=variance, clip_sample=True, timestep_spacing="leading"
@@ -89,6 +90,7 @@ def test_ddim_is_ddim_scheduler(eta, spacing):
   np.testing.assert_allclose(x_ours, x.numpy(), **TOLERANCE)
 
 
+@pytest.mark.evidence("R06", "G")
 def test_euler_is_flow_match_euler_scheduler():
   scheduler = diffusers.FlowMatchEulerDiscreteScheduler(1000)
   scheduler.set_timesteps(20)

@@ -61,6 +61,7 @@ SMALL = dict(channels=16, multipliers=(1, 2, 3), n_res_blocks=1)
 
 
 @pytest.mark.parametrize("attends, n_classes", [((0, 1, 0), 0), ((1, 0, 1), 5)])
+@pytest.mark.evidence("D02", "G", "W")
 def test_small_output_and_gradient(attends, n_classes):
   model = reference(**SMALL, attends=attends, groups=4, n_classes=n_classes)
   x, t = inputs(3, 16, 8)
@@ -88,6 +89,7 @@ def test_small_output_and_gradient(attends, n_classes):
   np.testing.assert_allclose(grad, nhwc(x_torch.grad), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.evidence("D02", "G", "P", "W")
 def test_cifar10_size():
   model = reference(128, (1, 2, 2, 2), 2, (0, 1, 0, 0), groups=32)
   x, t = inputs(2, 32, 32)

@@ -35,13 +35,16 @@ def build(
   """The Method; the defaults are the paper's CIFAR-10 model.
 
   Args:
-    image_shape: (H, W, C) of batches and samples.
+    image_shape: (H, W, C) of batches and samples, in [-1, 1]; an ODE solver may overshoot.
     n_classes: 0, or the number of labels; label_dropout: how often training leaves the label out.
     net, net_args: of `nn.image_net`.
     beta_1, beta_T, T: the linear noise schedule.
     tx, ema: of `optim.adam` and `optim.averages`. accumulate: micro-batches an update.
     sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
     bound_terms: times at which log_prob takes the terms of the bound; T takes every one.
+
+  Raises:
+    ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
   image_shape = tuple(image_shape)
   check_conditioning(n_classes, label_dropout, guidance_weight)
@@ -72,7 +75,7 @@ def build(
     return guidance.clipped(guided)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
-    """{"image": [n, *image_shape]}; a `name` in options replaces the whole sampler."""
+    """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
     options = options if "name" in options else {**sampler, **options}
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 

@@ -40,7 +40,7 @@ from jaxgen.objectives import change_of_variables, likelihood
 
 
 class Conv(nn.Module):
-  """Weight-normalised convolution, arXiv:1602.07868, Eq. 2. [B, H, W, C] -> [B, H, W, features]."""
+  """Weight-normalised convolution, arXiv:1602.07868, Eq. 2. x: [B, H, W, C] -> [..., features]."""
 
   features: int
   size: int
@@ -67,7 +67,7 @@ class Conv(nn.Module):
 
 
 class Network(nn.Module):
-  """What is kept -> (s, t) of what is moved, float32 [B, H, W, channels]. Sec. 3.4 and 4.1."""
+  """What is kept -> (s, t) of what is moved. Sec. 3.4 and 4.1."""
 
   channels: int
   width: int
@@ -79,6 +79,7 @@ class Network(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
+    """x: [B, H, W, C] -> two float32 [B, H, W, channels]. train: with this batch's statistics."""
     conv = functools.partial(Conv, dtype=self.dtype)
 
     def norm(name):
@@ -172,7 +173,7 @@ def build(
   """The Method; the defaults are the paper's CIFAR-10 model.
 
   Args:
-    image_shape: (H, W, C) of batches and samples.
+    image_shape: (H, W, C) of batches and samples, in [-1, 1].
     n_scales: scales, each with half of the variables of the one before.
     width, n_blocks: feature maps at the first scale, twice as many at each next one and in its
       channel couplings, and residual blocks of a network.
@@ -183,7 +184,8 @@ def build(
     tx, ema: of `optim.adam` and `optim.averages`. Batch statistics are those of the raw network.
 
   Raises:
-    ValueError: an image that cannot be halved n_scales - 1 times, or a number out of range.
+    ValueError: an image that cannot be halved n_scales - 1 times, or a number out of range; in use,
+      a batch that does not fit.
   """
   image_shape = tuple(image_shape)
   for name, count, least in (
@@ -240,7 +242,7 @@ def build(
     return apply(vars, to_logit(batch["image"].astype(jnp.float32))[0])[0]
 
   def decode(vars, z):
-    """{"image": [B, H, W, C]}, clipped to [-1, 1]."""
+    """{"image": [B, H, W, C]} of z [B, H, W, C], clipped to [-1, 1]."""
     y, _ = apply(vars, z, inverse=True)
     x, _ = bijectors.logit(y, alpha=alpha, inverse=True)
     return {"image": jnp.clip((256.0 * x - 128.0) / 127.5, -1.0, 1.0)}

@@ -36,13 +36,16 @@ def build(
   """The Method; the defaults are the paper's CIFAR-10 model but for the UNet.
 
   Args:
-    image_shape: (H, W, C) of batches and samples.
+    image_shape: (H, W, C) of batches, in [-1, 1], and samples, which are not clipped.
     n_classes: 0, or the number of labels; label_dropout: how often training leaves the label out.
     net, net_args: of `nn.image_net`.
     sigma_min: the noise that is left at the data.
     tx, ema: of `optim.adam` and `optim.averages`. accumulate: micro-batches an update.
     sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
     ode_steps: of Heun's method in log_prob.
+
+  Raises:
+    ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
   image_shape = tuple(image_shape)
   check_conditioning(n_classes, label_dropout, guidance_weight)
@@ -72,7 +75,7 @@ def build(
     return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
-    """{"image": [n, *image_shape]}; a `name` in options replaces the whole sampler."""
+    """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
     options = options if "name" in options else {**sampler, **options}
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 

@@ -77,7 +77,7 @@ class Generator(nn.Module):
 
   @nn.compact
   def __call__(self, z, label=None, *, train):
-    """z: [B, D]; label: int32 [B] -> [B, H, W, C] in (-1, 1), float32."""
+    """z: [B, D]; label: int32 [B] -> [B, H, W, C] in (-1, 1), float32. train: see `BatchNorm`."""
     height, width, out = self.image_shape
     scale = 2 ** (len(self.channels) - 1)
     bottom = (height // scale, width // scale, self.channels[0])
@@ -137,7 +137,7 @@ class MLPGenerator(nn.Module):
 
   @nn.compact
   def __call__(self, z, label=None, *, train):
-    """z: [B, D] -> [B, H, W, C]; there is no batch norm and no label to read."""
+    """z: [B, D] -> [B, H, W, C]; no label is read, and train changes nothing: no batch norm."""
     del label, train
     x = _hidden(z, self.width)
     return nn.Dense(math.prod(self.image_shape), name="out")(x).reshape(-1, *self.image_shape)
@@ -161,13 +161,13 @@ def _hidden(x, width):
 
 
 def double(x):
-  """Each pixel twice along both sides: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+  """Each pixel twice along both sides: x [B, H, W, C] -> [B, 2 H, 2 W, C]."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 def halve(x):
-  """Means of 2x2 pixels: [B, H, W, C] -> [B, H / 2, W / 2, C]."""
+  """Means of 2x2 pixels: x [B, H, W, C] -> [B, H / 2, W / 2, C]."""
   return nn.avg_pool(x, (2, 2), (2, 2))
 
 
@@ -192,7 +192,7 @@ def build(
   """The Method; the defaults are the paper's CIFAR-10 ResNet, unsupervised.
 
   Args:
-    image_shape: (H, W, C) of batches and samples.
+    image_shape: (H, W, C) of batches, in [-1, 1], and samples, which an MLP does not bound.
     n_classes: 0, or the number of labels.
     net: "ResNet", or "MLP" for points; gen_args, critic_args: fields of its two networks.
     z_dim: length of z. gp_weight: lambda. n_critic: critic updates to one of the generator.
@@ -200,6 +200,9 @@ def build(
     class_weights: of the cross-entropy in the losses of critic and generator.
     tx, ema: of `optim.adam` and `optim.averages`. Its warmup and steps are those of the generator;
       the critic's are n_critic times as many. Batch statistics are those of the raw network.
+
+  Raises:
+    ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
   image_shape = tuple(image_shape)
   for name, count in (("z_dim", z_dim), ("n_critic", n_critic), ("gen_rows", gen_rows)):
@@ -246,6 +249,7 @@ def build(
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
   def critic_loss(vars, batch, keys):
+    """The mean of L in survey Box 4; with classes, plus the weighted cross-entropy."""
     check_batch(batch, image_shape, n_classes)
     x, label = batch["image"].astype(jnp.float32), batch.get("label")
     k_z, k_gp = noise.split(keys)

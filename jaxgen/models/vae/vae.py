@@ -90,10 +90,13 @@ def build(
   """The Method; the defaults are one of the paper's MNIST models.
 
   Args:
-    image_shape: (H, W, C) of batches and samples.
+    image_shape: (H, W, C) of batches and samples, in [-1, 1].
     decoder: "bernoulli" or "gaussian".
     z_dim: length of z. width: of the hidden layers.
     tx, ema: of `optim.adam` and `optim.averages`; both networks are averaged.
+
+  Raises:
+    ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
   image_shape = tuple(image_shape)
   check("decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
@@ -126,7 +129,10 @@ def build(
     return elbo.gaussian_bound(log_likelihood, mean, log_var, k_z)
 
   def loss(vars, batch, keys, *, beta=1.0):
-    """-(E_q log p(x | z) - beta KL) in nats; beta = 1 is the paper's. Survey Eq. 12."""
+    """-(E_q log p(x | z) - beta KL) in nats, survey Eq. 16; beta = 1 is the paper's, survey Eq. 12.
+
+    Minimising it is maximising a bound on the log p(x) of survey Eq. 4.
+    """
     reconstruction, kl = (term.mean() for term in bound(vars, batch, keys))
     return beta * kl - reconstruction, Aux({"reconstruction": -reconstruction, "kl": kl})
 
@@ -142,7 +148,7 @@ def build(
     return elbo.reparameterize(k_z, mean, log_var)
 
   def decode(vars, latents):
-    """{"image": E[x | z], [B, H, W, C]}."""
+    """{"image": E[x | z], [B, H, W, C]}. latents: z [B, z_dim]."""
     return {"image": p.mean(decoded(vars, latents)).reshape(-1, *image_shape)}
 
   def sample(vars, keys, cond={}):

@@ -1,0 +1,87 @@
+"""The measured runs: results/*.json, one file a config on one data set, the rows of RESULTS.md.
+
+A file has the fields of `FIELDS`; each of its runs, one a seed, those of `RUN`, and each of its
+measures those of `MEASURE`. A measure is called by its unit where it has one. A file without runs
+says so: its commands are ready and were not run.
+"""
+
+import json
+import math
+import re
+import statistics
+
+_text = lambda v: isinstance(v, str) and v.strip() != ""
+_count = lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0
+_number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+_maybe = lambda ok: lambda v: v is None or ok(v)
+_object = lambda v: isinstance(v, dict)
+_texts = lambda v: isinstance(v, list) and v != [] and all(map(_text, v))
+
+FIELDS = {  # name -> (test, what it is)
+  "system": (lambda v: _text(v) and re.fullmatch(r"[A-Z]\d\d", v), "an id of survey.toml"),
+  "config": (_text, "a config and its variant, configs/vae/vae.py:mnist"),
+  "data": (_text, "the data set"),
+  "images": (_count, "how many training images of it"),
+  "steps": (_count, "training steps"),
+  "measures": (_object, "measure -> object"),
+  "runs": (lambda v: isinstance(v, list), "a list of objects, one a seed"),
+  "repeat": (_texts, "the commands, with seed 0"),
+  "note": (_maybe(_text), "what a reader must know, or null"),
+  "picture": (_maybe(_text), "a file of docs/, or null"),
+}
+MEASURE = {
+  "paper": (_maybe(_text), "the number as the paper prints it, or null"),
+  "source": (_maybe(_text), "where it prints it, or null"),
+  "n": (_count, "over how many images or samples"),
+  "how": (_text, "how ours is computed"),
+}
+RUN = {
+  "seed": (lambda v: isinstance(v, int) and v >= 0, "config.train.seed"),
+  "hardware": (_text, "its class"),
+  "minutes": (lambda v: _number(v) and v > 0, "of training, with what the config evaluates"),
+  "commit": (lambda v: _text(v) and re.fullmatch("[0-9a-f]{7,40}", v), "whose code ran"),
+  "values": (_object, "measure -> number"),
+}
+
+
+def check(where, row):
+  """Raises ValueError, with the place and what is expected, unless `row` has the form above."""
+  _check_fields(where, row, FIELDS)
+  for name, measure in row["measures"].items():
+    _check_fields(f"{where}: measures.{name}", measure, MEASURE)
+    if (measure["paper"] is None) != (measure["source"] is None):
+      raise ValueError(f"{where}: measures.{name}: expected paper and source, or neither")
+  for i, run in enumerate(row["runs"]):
+    _check_fields(f"{where}: runs[{i}]", run, RUN)
+    values, names = run["values"], ", ".join(row["measures"]) or "nothing"
+    if values.keys() != row["measures"].keys() or not all(map(_number, values.values())):
+      raise ValueError(f"{where}: runs[{i}].values: expected finite numbers for {names}")
+  seeds = [run["seed"] for run in row["runs"]]
+  if len(set(seeds)) != len(seeds):
+    raise ValueError(f"{where}: seeds {seeds}: expected each once")
+
+
+def _check_fields(where, given, fields):
+  if not isinstance(given, dict) or given.keys() != fields.keys():
+    raise ValueError(f"{where}: expected an object with the fields {', '.join(fields)}")
+  for name, (ok, what) in fields.items():
+    if not ok(given[name]):
+      raise ValueError(f"{where}: {name}={given[name]!r}: expected {what}")
+
+
+def read(folder):
+  """Name -> checked row, of the JSON files of a folder, by name. Raises ValueError as `check`."""
+  rows = {}
+  for path in sorted(folder.glob("*.json")):
+    rows[path.stem] = json.loads(path.read_text())
+    check(path.name, rows[path.stem])
+  return rows
+
+
+def ours(row, name):
+  """Mean and standard deviation of a measure over the seeds, as text."""
+  values = [run["values"][name] for run in row["runs"]]
+  if not values:
+    return "not run"
+  spread = f" +- {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+  return f"{statistics.mean(values):.4g}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
