@@ -3,12 +3,14 @@
 # make test-newest  the same on the newest Python at hand
 # make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
 # make bench        what the parallel modes cost, on CPU devices
+# make pages        MODELS.md, EQUATIONS.md, RESULTS.md
+# make notebooks    runs the notebooks and stores what they show, ten minutes
 
 PYTHON ?= python3
 EXTRAS ?= test
 NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
 
-.PHONY: quickstart test parity test-newest pod bench clean
+.PHONY: quickstart test parity test-newest pod bench pages notebooks clean
 
 quickstart: .venv/ready
 	.venv/bin/python -m experiments.quickstart
@@ -28,6 +30,12 @@ pod: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python -m benchmarks.modes
+
+pages: .venv/ready
+	.venv/bin/python -m jaxgen.pages
+
+notebooks: .venv/ready
+	.venv/bin/python tests/notebooks.py
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

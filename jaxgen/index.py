@@ -298,9 +298,11 @@ def main():
 
 
 def _unknown(query):
-  known = [f"{s.id} {s.name}" for s in named(query)]
+  wanted = set(labels(query.title()))
+  known = [s for s in systems().values() if wanted & set(s.survey)] or named(query)
   if known:
-    sys.exit(f"{', '.join(known)}: not here yet; MODELS.md lists what is")
+    names = ", ".join(f"{s.id} {s.name}" for s in known)
+    sys.exit(f"{query!r}, {names}: not here yet; MODELS.md lists what is")
   names = [name for s in systems().values() for name in (s.id, s.name)]
   near = difflib.get_close_matches(query, names, 3, cutoff=0.3)
   sys.exit(f"{query!r}: no system, equation or box of that name; near: {', '.join(near) or 'none'}")

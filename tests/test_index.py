@@ -25,8 +25,9 @@ def f(x):
 
 class Net:
   def __call__(self, x):
-    return x  # Sec. 3.1, survey
+    # Sec. 3.1, survey
     # Box 3
+    return x
 '''
 
 
@@ -148,9 +149,9 @@ def test_queries_answer_with_file_and_line(query, file, words, monkeypatch, caps
 @pytest.mark.parametrize(
   "query, words",
   [
-    ("survey Eq. 129", "survey Eq. 129: not here yet"),
+    ("survey Eq. 129", "F06 Spectral detection and regularisation: not here yet"),
     ("StyleGAN2", "G13 StyleGAN2 (+ADA): not here yet"),
-    ("G66", "'G66': no system, equation or box of that name; near: G06"),
+    ("G66", "'G66': no system, equation or box of that name; near: G"),
     ("survey Eq. 500", "no system, equation or box"),
   ],
 )

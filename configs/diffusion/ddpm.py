@@ -1,7 +1,7 @@
 r"""DDPM, arXiv:2006.11239.
 
 python -m experiments.train --config=configs/diffusion/ddpm.py:cifar10 --workdir=runs/ddpm
-Paper: CIFAR-10, Table 1: FID 3.17, Inception score 9.46, bits/dim at most 3.75. Ours: README.md.
+Paper: CIFAR-10, Table 1: FID 3.17, Inception score 9.46, bits/dim at most 3.75. Ours: RESULTS.md.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 r"""RealNVP, arXiv:1605.08803.
 
 python -m experiments.train --config=configs/flow/realnvp.py:cifar10 --workdir=runs/realnvp
-Paper: CIFAR-10, Table 1: 3.49 bits/dim; it gives no number of steps. Ours: README.md.
+Paper: CIFAR-10, Table 1: 3.49 bits/dim; it gives no number of steps. Ours: RESULTS.md.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 r"""Flow matching, arXiv:2210.02747.
 
 python -m experiments.train --config=configs/flow_matching/flow_matching.py:cifar10 --workdir=runs
-Paper: CIFAR-10, OT path, Table 1: bits/dim 2.99, FID 6.35, 142 evaluations. Ours: see README.md.
+Paper: CIFAR-10, OT path, Table 1: bits/dim 2.99, FID 6.35, 142 evaluations. Ours: RESULTS.md.
 """
 
 import ml_collections

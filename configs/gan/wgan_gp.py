@@ -2,7 +2,7 @@ r"""WGAN-GP, arXiv:1704.00028.
 
 python -m experiments.train --config=configs/gan/wgan_gp.py:cifar10 --workdir=runs/wgan_gp
 Paper: CIFAR-10 ResNet, Table 3: Inception score 7.86 +- .07, 8.42 +- .10 with labels
-(--config.args.n_classes=10). Ours: README.md.
+(--config.args.n_classes=10). Ours: RESULTS.md.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 r"""VAE, arXiv:1312.6114.
 
 python -m experiments.train --config=configs/vae/vae.py:mnist --workdir=runs/vae
-Paper: Figure 2, curves of the bound on MNIST and Frey Face; no number is printed. Ours: README.md.
+Paper: Figure 2, curves of the bound on MNIST and Frey Face; no number is printed. Ours: RESULTS.md.
 `frey` wants data/frey/train.npz and test.npz with `image`, uint8 [N, 28, 20, 1].
 """
 

@@ -1,0 +1,44 @@
+"""Every notebook runs, and shows what it says when it is opened."""
+
+import nbformat
+import notebooks
+import pytest
+
+every_notebook = pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda p: p.stem)
+code = lambda notebook: [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@every_notebook
+def test_it_runs(path, monkeypatch):
+  """At smoke size, as a newcomer would: a kernel of its own, no key used twice, ranks spelled."""
+  monkeypatch.delenv("XLA_FLAGS")  # of the tests: four devices
+  monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+  monkeypatch.setenv("JAX_DEBUG_KEY_REUSE", "1")
+  notebook = nbformat.read(path, 4)
+  notebooks.shrink(notebook)
+  notebooks.execute(notebook)
+  outputs = [output for cell in code(notebook) for output in cell.outputs]
+  assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+
+
+@every_notebook
+def test_it_is_committed_with_what_it_shows(path):
+  notebook = nbformat.read(path, 4)
+  cells = code(notebook)
+  assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+  outputs = [output for cell in cells for output in cell.outputs]
+  assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+  assert any("image/png" in output.get("data", {}) for output in outputs)
+  assert path.stat().st_size < 1_000_000
+  clean = nbformat.from_dict(notebook)
+  notebooks.strip(clean)
+  assert clean == nbformat.read(path, 4)
+  assert not any(cell.source.startswith(("%", "!")) for cell in cells)
+
+
+def test_there_is_one_for_every_kind_of_objective():
+  kinds = {"elbo", "adversarial", "change_of_variables", "score", "velocity"}
+  assert kinds == {path.stem for path in notebooks.NOTEBOOKS}
+  for path in notebooks.NOTEBOOKS:
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
+    assert f"jaxgen/objectives/{path.stem}.py" in text and "survey Eq." in text
