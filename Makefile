@@ -35,7 +35,7 @@ pages: .venv/ready
 	.venv/bin/python -m jaxgen.pages
 
 notebooks: .venv/ready
-	.venv/bin/python tests/notebooks.py
+	.venv/bin/python tests/kernels.py
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

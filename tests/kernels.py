@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import tempfile
 
 import nbclient
 import nbformat
