@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 EVIDENCE = {
   "G": "the numbers of an independent public implementation",
   "P": "the number of parameters of the official configuration",
-  "W": "weights of a public implementation load and give its outputs",
+  "W": "weights of a public implementation, trained or random, load and give its outputs",
   "M": "a mathematical identity",
   "C": "an experiment, at a size that fits a small machine",
 }
@@ -61,7 +61,7 @@ class System(NamedTuple):
 
   @property
   def paper(self):
-    """ "arXiv:1704.00028", or a DOI or an address."""
+    """Of the defining paper: "arXiv:1704.00028", or a DOI or an address."""
     return source_of(self.papers[0])
 
 

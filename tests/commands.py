@@ -1,12 +1,10 @@
 """The commands that pages show: found in their fenced blocks, and checked against the code."""
 
-import pathlib
 import re
 import shlex
 
 from jaxgen.core import config as config_lib
-
-ROOT = pathlib.Path(__file__).parents[1]
+from jaxgen.index import ROOT
 
 
 def blocks(page, language):

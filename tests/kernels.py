@@ -1,12 +1,12 @@
 """Executes the notebooks: `make notebooks` stores what they show, the tests run them small."""
 
-import pathlib
 import re
 
 import nbclient
 import nbformat
 
-ROOT = pathlib.Path(__file__).parents[1]
+from jaxgen.index import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

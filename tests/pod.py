@@ -8,17 +8,17 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import signal
 import socket
 import sys
 import tempfile
 import time
 
+import commands
 import numpy as np
 import processes
 
-PAGE = pathlib.Path(processes.ROOT) / "TPU_SETUP.md"
+PAGE = commands.modules("\n".join(commands.blocks("TPU_SETUP.md", "sh")))
 STEPS, LOG_EVERY, CHECKPOINT_EVERY = 400, 10, 50
 SMALL = f"""
   --config.args.net_args.width=32 --config.args.net_args.depth=1 --config.data.batch_size=32
@@ -27,14 +27,6 @@ SMALL = f"""
   --config.train.sample_every=0 --config.train.eval_every=0
 """.split()
 STARTED = []
-
-
-def commands(page=PAGE):
-  """[words after "python"] of every line of a fenced block that starts a launcher."""
-  blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S))
-  lines = blocks.replace("\\\n", " ").splitlines()
-  found = [line.partition("python -m experiments.") for line in lines]
-  return [shlex.split(f"-m experiments.{rest}", comments=True) for _, at, rest in found if at]
 
 
 def small(command, workdir, port, host):
@@ -125,9 +117,8 @@ def done(stage, since):
 
 def main(folder):
   at = time.time()
-  page = commands()
-  named = lambda module, flag: next(c for c in page if f"experiments.{module}" in c and flag in c)
-  address = next(c for c in page if any(w.startswith("--coordinator_address") for w in c))
+  named = lambda module, flag: next(c for c in PAGE if f"experiments.{module}" in c and flag in c)
+  address = next(c for c in PAGE if any(w.startswith("--coordinator_address") for w in c))
   ended, one = (lambda status: status == 0), folder / "one"
 
   since = time.time()

@@ -6,13 +6,13 @@ counts for it too, and what its module's says where a rule allows that.
 """
 
 import ast
-import pathlib
 import re
 from typing import NamedTuple
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from jaxgen.index import ROOT
+
 FILES = [p for p in sorted((ROOT / "jaxgen").rglob("*.py")) if p.stat().st_size]
 FNS = ("sample", "field", "log_prob", "encode", "decode", "cache", "step", "detect")
 # Where each rule holds. `nn/__init__` and `samplers/__init__` are tables of names.

@@ -183,10 +183,9 @@ def test_multihost_without_other_hosts_is_refused(tmp_path):
 
 def test_every_command_of_the_page_fits_the_code():
   """Modules, config files, variants and flags; `make pod` runs them."""
-  page = pod.commands()
-  assert {words[1] for words in page} == {
+  assert {words[1] for words in pod.PAGE} == {
     f"experiments.{m}" for m in ("train", "sample", "evaluate")
   }
-  assert {"--multihost", "--num_processes=2"} <= {word for words in page for word in words}
-  for words in page:
+  assert {"--multihost", "--num_processes=2"} <= {word for words in pod.PAGE for word in words}
+  for words in pod.PAGE:
     commands.check(words)

@@ -14,7 +14,7 @@ from jaxgen import index, results
 
 README = (commands.ROOT / "README.md").read_text()
 SHELL = "\n".join(commands.blocks("README.md", "sh"))
-EVERY = [words for line in commands.lines(SHELL) for words in commands.modules(line)]
+EVERY = commands.modules("\n".join([SHELL, *re.findall(r"`(python -m [^`]+)`", README)]))
 SMALL = "--config.train.steps=2 --config.train.sample_every=0 --config.train.checkpoint_every=2"
 MLP = "--config.args.net_args.width=16 --config.args.net_args.depth=1 --config.train.eval_every=0"
 UNET = "--config.args.n_classes=0"  # the smoke variant has ten
@@ -101,10 +101,6 @@ def test_every_kind_of_block_is_accounted_for():
   known = r"(\w+=\S+ )?python -m |make \w+|pip install -e "
   assert all(re.match(known, line) for line in commands.lines(SHELL))
   for words in EVERY:
-    commands.check(words)
-  inline = [words for text in re.findall(r"`(python -m [^`]+)`", README)
-            for words in commands.modules(text)]  # fmt: skip
-  for words in inline:
     commands.check(words)
 
 
