@@ -4,7 +4,7 @@
 # make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
 # make bench        what the parallel modes cost, on CPU devices
 # make pages        MODELS.md, EQUATIONS.md, RESULTS.md
-# make notebooks    runs the notebooks and stores what they show, five minutes
+# make notebooks    runs the notebooks and stores what they show, four minutes
 
 PYTHON ?= python3
 EXTRAS ?= test
