@@ -22,7 +22,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Examples at a time.", lowe
 
 
 def main():
-  method, vars = checkpoint.load(WORKDIR.value)
+  method, vars = checkpoint.load(WORKDIR.value, launch.FALLBACK.value)
   workdir = checkpoint.open_workdir(WORKDIR.value)
   config = config_lib.read_snapshot(workdir)
   if "log_prob" not in method.fns:

@@ -16,6 +16,7 @@ MULTIHOST = flags.DEFINE_bool("multihost", False, "One of several hosts; TPU pod
 ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
 COUNT = flags.DEFINE_integer("num_processes", None, "How many hosts take part.")
 ID = flags.DEFINE_integer("process_id", None, "Which of them this is, 0 ... num_processes - 1.")
+FALLBACK = flags.DEFINE_bool("allow_fallback", False, "Pass over damaged checkpoints for older.")
 
 
 def hosts(multihost, address, count, id):
@@ -41,7 +42,7 @@ def run(main):
     found = hosts(MULTIHOST.value, ADDRESS.value, COUNT.value, ID.value)
     try:
       parallel.start(found)
-      own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+      own = [*flags.FLAGS.get_key_flags_for_module(sys.argv[0]), flags.FLAGS["allow_fallback"]]
       config.check_hosts({f"--{f.name}": str(f.value) for f in own if f.name != "config"})
       main()
     except BaseException:

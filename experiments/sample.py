@@ -25,7 +25,7 @@ OUT = flags.DEFINE_string("out", "sample", "Name of the two files.")
 
 
 def main():
-  method, vars = checkpoint.load(WORKDIR.value)
+  method, vars = checkpoint.load(WORKDIR.value, launch.FALLBACK.value)
   workdir = checkpoint.open_workdir(WORKDIR.value)
   n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)
   labels = loop.grid_labels(n_classes)

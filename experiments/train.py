@@ -2,6 +2,7 @@ r"""Trains a config, from where its workdir has it.
 
 python -m experiments.train --config=configs/diffusion/ddpm.py:cifar10 --workdir=runs/ddpm
     [--config.train.parallel=pmap] [--config.args.tx.lr=1e-4] [--multihost, see TPU_SETUP.md]
+    [--allow_fallback: where the newest checkpoint is damaged, from the one before]
 """
 
 from absl import flags
@@ -16,7 +17,7 @@ flags.mark_flag_as_required("config")
 
 
 def main():
-  loop.run(CONFIG.value, WORKDIR.value)
+  loop.run(CONFIG.value, WORKDIR.value, allow_fallback=launch.FALLBACK.value)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def get_config(variant="cifar10"):
     bound_terms=1000,
   )
   c.init_from = dict()
-  c.data = dict(source="tfds:cifar10", batch_size=128, image_size=0, flip=True, workers=2)
+  c.data = dict(
+    source="tfds:cifar10", batch_size=128, image_size=0, flip=True, workers=2, timeout=600
+  )
   c.train = dict(
     steps=800_000, log_every=100, sample_every=10_000, eval_every=50_000, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",

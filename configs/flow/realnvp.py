@@ -37,7 +37,9 @@ def get_config(variant="cifar10"):
     ema=0.0,
   )
   c.init_from = dict()
-  c.data = dict(source="tfds:cifar10", batch_size=64, image_size=0, flip=True, workers=2)
+  c.data = dict(
+    source="tfds:cifar10", batch_size=64, image_size=0, flip=True, workers=2, timeout=600
+  )
   c.train = dict(
     steps=400_000, log_every=100, sample_every=10_000, eval_every=20_000, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",

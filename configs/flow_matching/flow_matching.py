@@ -46,7 +46,9 @@ def get_config(variant="cifar10"):
     ode_steps=100,
   )
   c.init_from = dict()
-  c.data = dict(source="tfds:cifar10", batch_size=256, image_size=0, flip=True, workers=2)
+  c.data = dict(
+    source="tfds:cifar10", batch_size=256, image_size=0, flip=True, workers=2, timeout=600
+  )
   c.train = dict(
     steps=391_000, log_every=100, sample_every=10_000, eval_every=50_000, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",

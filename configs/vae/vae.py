@@ -26,7 +26,9 @@ def get_config(variant="mnist"):
     ema=0.0,
   )
   c.init_from = dict()
-  c.data = dict(source="tfds:mnist", batch_size=100, image_size=0, flip=False, workers=2)
+  c.data = dict(
+    source="tfds:mnist", batch_size=100, image_size=0, flip=False, workers=2, timeout=600
+  )
   c.train = dict(
     steps=600_000, log_every=500, sample_every=10_000, eval_every=10_000, eval_examples=10_000,
     checkpoint_every=10_000, seed=0, parallel="jit",

@@ -1,19 +1,28 @@
 """Checkpoints, and finished runs as building blocks.
 
 workdir/config.json           the run's config
-workdir/checkpoints/<step>/   `state`: step, extra and the networks that change; `opt`: optimizers
-workdir/frozen/               the networks that do not change, saved once
+workdir/checkpoints/<step>/   `state`: step, extra and the networks that change; `opt`: optimizers;
+                              `manifest.json`, written last: the sha256 of every file of both
+workdir/frozen/               the networks that do not change, saved once, with a manifest too
 workdir/frozen.json           where those came from: name -> {source, sha256}
+
+What does not agree with its manifest is never restored.
 """
 
+import concurrent.futures
+import contextlib
+import faulthandler
 import functools
 import hashlib
 import json
 import re
+import sys
+import traceback
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from jaxgen.core import config as config_lib
@@ -21,6 +30,9 @@ from jaxgen.core import method as method_lib
 from jaxgen.core import parallel, step
 
 _KEEP = 2  # newest checkpoints on disk
+_MANIFEST = "manifest.json"
+_TIMES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax's, still to be written; not read
+_GRACE = 8  # seconds that a host which failed among several may take to finish a save
 
 
 def open_workdir(workdir):
@@ -29,11 +41,47 @@ def open_workdir(workdir):
   return path if "://" in str(workdir) else path.expanduser().resolve()
 
 
-def open_manager(workdir, read_only=False):
-  """Orbax's manager of workdir/checkpoints; a context manager that ends with all saves on disk."""
-  handlers = {"state": ocp.StandardCheckpointHandler(), "opt": ocp.StandardCheckpointHandler()}
-  options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, read_only=read_only)
-  return ocp.CheckpointManager(workdir / "checkpoints", options=options, item_handlers=handlers)
+@contextlib.contextmanager
+def open_manager(workdir, note):
+  """Orbax's manager of workdir/checkpoints; leaving the context ends with all saves on disk.
+
+  note: what every manifest holds beside the files. What a save that was cut has left is removed.
+  Raises what a save in the background has raised.
+  """
+  folder = workdir / "checkpoints"
+  step = lambda path: int(path.name.partition(".")[0])
+
+  def seal():  # called on host 0 when all is written, before the folder gets its final name
+    newest = max((p for p in folder.iterdir() if p.name[0].isdigit()), key=step)
+    _write_manifest(newest, {"step": step(newest), **note})
+
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=_KEEP,
+    cleanup_tmp_directories=True,
+    async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+  )
+  manager = ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
+  try:
+    yield manager
+  except BaseException:
+    if jax.process_count() > 1:  # closing may wait for hosts that wait for this one
+      traceback.print_exc()
+      faulthandler.dump_traceback_later(_GRACE, exit=True, file=sys.__stderr__)
+    raise
+  finally:
+    manager.close()
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _handlers():
+  return {"state": ocp.StandardCheckpointHandler(), "opt": ocp.StandardCheckpointHandler()}
+
+
+def clean(workdir):
+  """Removes what a run that was cut has left half written in `workdir`; all hosts call this."""
+  if jax.process_index() == 0:
+    for path in [*workdir.glob("*.tmp"), *workdir.glob("*.orbax-checkpoint-tmp*")]:
+      path.rmtree() if path.is_dir() else path.unlink()
 
 
 def split(method, state):
@@ -53,13 +101,34 @@ def save(manager, kept):
   manager.save(at, args=ocp.args.Composite(**items))
 
 
-def restore(manager, like, names=("state", "opt")):
-  """The newest checkpoint with shapes, dtypes and shardings of `like` (arrays or their shapes).
+def newest(manager, note, names=("state", "opt"), allow_fallback=False):
+  """Step of the newest checkpoint, None where there is none; all hosts call this.
+
+  Args:
+    note: what its manifest must hold. names: the items whose files are compared with it.
+    allow_fallback: pass over a damaged checkpoint, of which nothing is kept, for an older one.
+
+  Raises:
+    ValueError: a file is missing or not as it was saved, or no checkpoint is good; names the file.
+  """
+  for at in sorted(manager.all_steps(), reverse=True):
+    damage = _damage(manager.directory / str(at), {"step": at, **note}, names)
+    if not damage:
+      return at
+    if not allow_fallback:
+      raise ValueError(f"{damage}; --allow_fallback goes on from the newest good checkpoint")
+    logging.warning("%s: passed over", damage)
+  if manager.all_steps():
+    raise ValueError(f"{manager.directory} has no good checkpoint; the newest: {damage}")
+  return None
+
+
+def restore(manager, at, like, names=("state", "opt")):
+  """The checkpoint of step `at`, with shapes, dtypes and shardings of `like` (arrays or shapes).
 
   Raises:
     ValueError: an array is missing, left over, or of another shape or dtype; names it and both.
   """
-  at = manager.latest_step()
   saved, wanted = manager.item_metadata(at), {k: _items(like)[k] for k in names}
   for name in names:
     _compare(f"checkpoint {at}, {name}", saved[name].tree, wanted[name])
@@ -74,15 +143,85 @@ def save_frozen(workdir, frozen, sources):
     return
   with ocp.StandardCheckpointer() as saver:
     saver.save(workdir / "frozen", frozen, force=True)
+  if jax.process_index() == 0:
+    _write_manifest(workdir / "frozen", {})
   frozen = jax.tree.map(parallel.whole, frozen)
   if jax.process_index() == 0:
     origin = {k: {"source": sources.get(k, "init"), "sha256": sha256(frozen[k])} for k in frozen}
-    (workdir / "frozen.json").write_text(json.dumps(origin, indent=1) + "\n")
+    config_lib.write_whole(workdir / "frozen.json", json.dumps(origin, indent=1) + "\n")
 
 
 def restore_frozen(workdir, like):
-  """The frozen networks, with the shardings of `like`."""
-  return ocp.StandardCheckpointer().restore(workdir / "frozen", like) if like else like
+  """The frozen networks, with the shardings of `like`.
+
+  Raises ValueError for a file that is missing or not as it was saved, and as `restore` does.
+  """
+  if not like:
+    return like
+  folder = workdir / "frozen"
+  damage = _damage(folder, {}, names=("",))
+  if damage:
+    raise ValueError(damage)
+  with ocp.StandardCheckpointer() as saver:
+    _compare("frozen", saver.metadata(folder).item_metadata.tree, like)
+    return saver.restore(folder, like)
+
+
+def _write_manifest(folder, note):
+  """folder/manifest.json: `note`, the sha256 of every file below, and its own."""
+  files = [root / name for root, _, names in folder.walk() for name in names if name not in _TIMES]
+  names = [str(p.relative_to(folder)) for p in files]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    digests = pool.map(_file_sha256, files)
+  table = {**note, "files": dict(sorted(zip(names, digests, strict=True)))}
+  (folder / _MANIFEST).write_text(_sealed(table))
+
+
+def _damage(folder, note, names):
+  """What of a folder's items does not agree with its manifest, "" where all does; on all hosts."""
+  found = ""
+  if jax.process_index() == 0:
+    try:
+      _verify(folder, note, names)
+    except ValueError as e:
+      found = str(e)
+  return parallel.gather_text(found)[0]
+
+
+def _verify(folder, note, names):
+  path = folder / _MANIFEST
+  if not path.exists():
+    raise ValueError(f"{path} is missing")
+  text = path.read_bytes()
+  try:
+    table = json.loads(text)
+    table.pop("sha256")
+  except (ValueError, AttributeError, KeyError) as e:
+    raise ValueError(f"{path} is damaged: {e!r}") from e
+  if text != _sealed(table).encode():
+    raise ValueError(f"{path} is damaged: its own sha256 differs")
+  for key, value in note.items():
+    if table.get(key) != value:
+      raise ValueError(f"{path} has {key}={table.get(key)!r}: expected {value!r}")
+  files = {k: v for k, v in table["files"].items() if k.startswith(names)}
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    digests = pool.map(_file_sha256, [folder / name for name in files])
+  for (name, digest), found in zip(files.items(), digests, strict=True):
+    if digest != found:
+      raise ValueError(f"{folder / name}: sha256 is {found}, {_MANIFEST} has {digest}")
+
+
+def _sealed(table):
+  own = hashlib.sha256(json.dumps(table).encode()).hexdigest()
+  return json.dumps({**table, "sha256": own}, indent=1) + "\n"
+
+
+def _file_sha256(path):
+  try:
+    with path.open("rb") as f:
+      return hashlib.file_digest(f, "sha256").hexdigest()
+  except OSError as e:
+    return f"unknown ({e})"
 
 
 def sha256(tree):
@@ -93,11 +232,14 @@ def sha256(tree):
   return digest.hexdigest()
 
 
-def load(workdir):
+def load(workdir, allow_fallback=False):
   """A run -> (Method, Vars), on this process's first device, whatever topology wrote it.
 
+  Args:
+    allow_fallback: pass over damaged checkpoints for the newest good one.
+
   Raises:
-    ValueError: no run or no checkpoint is there, or it does not fit the code.
+    ValueError: no run or no checkpoint is there, or it is damaged or does not fit the code.
   """
   workdir = open_workdir(workdir)
   config = config_lib.read_snapshot(workdir)
@@ -108,10 +250,13 @@ def load(workdir):
   kept, frozen = split(method, like)
   if not (workdir / "checkpoints").exists():
     raise ValueError(f"workdir={str(workdir)!r}: no checkpoint is there yet")
-  with open_manager(workdir, read_only=True) as manager:
-    if manager.latest_step() is None:
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  folder, items = workdir / "checkpoints", ("state",)
+  with ocp.CheckpointManager(folder, options=options, item_handlers=_handlers()) as manager:
+    at = newest(manager, config_lib.identity(config), items, allow_fallback)
+    if at is None:
       raise ValueError(f"workdir={str(workdir)!r}: no checkpoint is there yet")
-    kept = restore(manager, kept, names=("state",))
+    kept = restore(manager, at, kept, items)
   return method, kept.replace(params={**kept.params, **restore_frozen(workdir, frozen)}).vars
 
 

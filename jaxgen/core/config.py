@@ -1,6 +1,7 @@
 """Configs: reading, checking, and the snapshot that a run keeps of its own."""
 
 import difflib
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -11,8 +12,9 @@ import ml_collections
 
 from jaxgen.core import parallel
 
-_COUNT = (lambda v: isinstance(v, int) and v >= 1, "a whole number, 1 or more")
-_COUNT_OR_0 = (lambda v: isinstance(v, int) and v >= 0, "a whole number, 0 or more")
+_whole = lambda v, least: isinstance(v, int) and not isinstance(v, bool) and least <= v < 2**31
+_COUNT = (lambda v: _whole(v, 1), "a whole number, 1 or more, below 2^31")
+_COUNT_OR_0 = (lambda v: _whole(v, 0), "a whole number, 0 or more, below 2^31")
 _TEXT = (lambda v: isinstance(v, str) and v != "", "a name")
 _TABLE = (lambda v: hasattr(v, "keys"), "a table of keywords")
 
@@ -27,6 +29,7 @@ FIELDS = {
     "image_size": _COUNT_OR_0,  # resize and crop to this; 0 leaves images as they are
     "flip": (lambda v: isinstance(v, bool), "True or False"),  # left and right, at random
     "workers": _COUNT_OR_0,  # processes that load data; 0 uses threads
+    "timeout": _COUNT,  # seconds without a batch after which the run ends
   },
   "train": {
     "steps": _COUNT,
@@ -64,7 +67,7 @@ def check(config, fields=FIELDS, where=""):
       if not hasattr(value, "keys"):
         raise ValueError(f"config.{where}{name}={value!r}: expected a table of keywords")
       check(value, rule, f"{where}{name}.")
-    elif not rule[0](value) or (isinstance(value, bool) and rule in (_COUNT, _COUNT_OR_0)):
+    elif not rule[0](value):
       raise ValueError(f"config.{where}{name}={value!r}: expected {rule[1]}")
 
 
@@ -99,29 +102,57 @@ def check_shared(workdir, newest):
 def snapshot(config, workdir):
   """Writes config.json, from which `checkpoint.load` builds the run."""
   if jax.process_index() == 0:
-    whole = workdir / "config.json.tmp"  # renamed, so that no reader ever sees half of it
-    whole.write_text(config.to_json(indent=1) + "\n")
-    whole.replace(workdir / "config.json")
+    write_whole(workdir / "config.json", config.to_json(indent=1) + "\n")
+
+
+def write_whole(path, text):
+  """Writes a file, an epath.Path, of which no reader and no later run ever sees half."""
+  new = path.parent / f"{path.name}.tmp"
+  new.write_text(text)
+  new.replace(path)
+
+
+def identity(config):
+  """{"seed", "config"} of every manifest: what may not change in a run, the latter as a sha256."""
+  text = json.dumps(_lasting(config), sort_keys=True)
+  return {"seed": config.train.seed, "config": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def check_resumed(config, workdir):
   """Raises ValueError where the run in `workdir` has another model, data set or seed."""
-  old, new = flat(read_snapshot(workdir).to_dict()), flat(json.loads(config.to_json()))
+  old, new = _lasting(read_snapshot(workdir)), _lasting(config)
   for key in sorted(old.keys() | new.keys()):
-    free = key == "data.workers" or (key.startswith("train.") and key != "train.seed")
-    if not free and old.get(key) != new.get(key):
+    if old.get(key) != new.get(key):
       raise ValueError(
         f"workdir {workdir} holds a run with {key}={old.get(key)!r}, this config has"
         f" {key}={new.get(key)!r}: expected the same run, or a new workdir"
       )
 
 
+def _lasting(config):
+  """The values that a run keeps, flat: all but those that say for how long, where and how fast."""
+  free = lambda key: key in ("data.workers", "data.timeout") or key.startswith("train.")
+  values = flat(json.loads(config.to_json()))
+  return {k: v for k, v in values.items() if not free(k) or k == "train.seed"}
+
+
 def read_snapshot(workdir):
-  """The ConfigDict of the run in `workdir`, an epath.Path. Raises ValueError where none is."""
+  """The ConfigDict of the run in `workdir`, an epath.Path.
+
+  Raises ValueError where none is, or none that a run could have written.
+  """
   path = workdir / "config.json"
   if not path.exists():
     raise ValueError(f"workdir={str(workdir)!r}: no config.json, so no run, is there")
-  return ml_collections.ConfigDict(json.loads(path.read_text()))
+  try:
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    used = ((_TEXT, config.model), (_TABLE, config.args), (_TEXT, config.data.source))
+    bad = [v for rule, v in (*used, (_COUNT_OR_0, config.train.seed)) if not rule[0](v)]
+  except (ValueError, TypeError, AttributeError, RecursionError) as e:
+    raise ValueError(f"{path} is damaged: {e!r}") from e
+  if bad:
+    raise ValueError(f"{path} is damaged: it has {bad[0]!r}")
+  return config
 
 
 def flat(table, where=""):

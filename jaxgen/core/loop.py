@@ -1,8 +1,10 @@
 """The one train loop: data, steps, metrics, pictures, evaluation, checkpoints."""
 
+import faulthandler
 import functools
 import math
 import signal
+import sys
 import threading
 import time
 
@@ -20,22 +22,26 @@ _EVAL_ROWS = 100
 _SHOWN = ("loss", "per_s", "wait_for_data")
 
 
-def run(config, workdir, *, method=None, train_step=step.train_step):
+def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallback=False):
   """Trains `config` to its last step, from the newest checkpoint in `workdir` if there is one.
+
+  A process that waits for its input for longer than config.data.timeout ends with status 1.
 
   Args:
     config: a ConfigDict as `jaxgen.core.config.FIELDS` describes.
     workdir: folder or bucket for config.json, metrics.jsonl, samples/ and checkpoints/.
     method: in place of the one that config.model builds.
     train_step: in place of `step.train_step`.
+    allow_fallback: delete damaged checkpoints that are newer than the newest good one.
 
   Returns:
     The TrainState. On SIGTERM it returns early, with that state saved.
 
   Raises:
-    ValueError: a config, data or workdir that does not fit, or that differs between hosts, before
-      anything is compiled.
+    ValueError: a config, data or workdir that does not fit, or that differs between hosts, or a
+      damaged checkpoint, before anything is compiled.
     FloatingPointError: a loss or the state is not finite; such a state is never saved.
+    Whatever a save has raised: the last checkpoint is then not on disk.
   """
   config_lib.check_hosts({**config.to_dict(), "workdir": str(workdir)})
   config_lib.check(config)
@@ -46,18 +52,24 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
   feed = _feed(config, method)
   evaluate, show = _evaluation(config, method), _pictures(config, method)
   workdir.mkdir(parents=True, exist_ok=True)
+  checkpoint.clean(workdir)
 
   keys = jax.random.split(jax.random.key(train.seed), 5)
   k_init, k_calibrate, k_step, k_sample, k_eval = keys
-  with checkpoint.open_manager(workdir) as manager:
-    first, init = manager.latest_step() or 0, parallel.compile_init(method, mode)
-    config_lib.check_shared(workdir, first)
-    if first:
+  note = config_lib.identity(config)
+  with checkpoint.open_manager(workdir, note) as manager:
+    config_lib.check_shared(workdir, manager.latest_step())
+    if manager.all_steps():
       config_lib.check_resumed(config, workdir)
+    first = checkpoint.newest(manager, note, allow_fallback=allow_fallback) or 0
+    for damaged in (s for s in manager.all_steps() if s > first):
+      manager.delete(damaged)
     config_lib.snapshot(config, workdir)
+    init = parallel.compile_init(method, mode)
+    resume = lambda: _resume(method, init(k_init), mode, manager, first, workdir)
     if first >= train.steps:
       report.say(f"{workdir} is at step {first} of {train.steps}: nothing to train")
-      return _resume(method, init(k_init), mode, manager, workdir)
+      return resume()
     batches = feed(first, train.steps)
     batch = next(batches)
     step_fn = parallel.compile_step(method, mode, train_step)
@@ -71,7 +83,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step):
       _trace_sample(config, method, like)
     del like  # arrays under pmap
     if first:
-      state = _resume(method, init(k_init), mode, manager, workdir)
+      state = resume()
     else:
       state = _prepare(config, method, init(k_init), feed, k_calibrate, workdir)
     started = time.perf_counter()
@@ -128,9 +140,21 @@ def _feed(config, method):
       n_classes=n_classes or None,
       workers=data.workers,
     )
-    return pipeline.prefetch(batches, put)
+    return _watched(pipeline.prefetch(batches, put), data.timeout)
 
   return feed
+
+
+def _watched(batches, seconds):
+  """The same batches; the process ends, with the stacks of its threads, where one takes longer."""
+  # Not JAX but the input may be stuck, with all hosts waiting for this one: no exception comes.
+  while True:
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    batch = next(batches, None)
+    faulthandler.cancel_dump_traceback_later()
+    if batch is None:
+      return
+    yield batch
 
 
 def _evaluation(config, method):
@@ -181,9 +205,10 @@ def _prepare(config, method, state, feed, key, workdir):
   return state
 
 
-def _resume(method, state, mode, manager, workdir):
+def _resume(method, state, mode, manager, at, workdir):
   kept, frozen = checkpoint.split(method, parallel.to_global(state, mode))
-  kept, frozen = checkpoint.restore(manager, kept), checkpoint.restore_frozen(workdir, frozen)
+  kept = checkpoint.restore(manager, at, kept)
+  frozen = checkpoint.restore_frozen(workdir, frozen)
   return parallel.from_global(kept.replace(params={**kept.params, **frozen}), mode)
 
 

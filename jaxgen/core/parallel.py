@@ -26,7 +26,7 @@ _MICRO_ROWS = P(None, axis.NAME)  # of a training batch [K, B, ...]
 _SMALLEST_SPLIT = 2**10  # elements; smaller arrays stay whole under fsdp
 # Seconds until a host gives up on others: that did not start, that died, that have not ended.
 _PATIENCE = dict(
-  initialization_timeout=180, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=60
+  initialization_timeout=180, heartbeat_timeout_seconds=20, shutdown_timeout_seconds=60
 )
 
 

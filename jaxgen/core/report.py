@@ -10,6 +10,7 @@ import tqdm
 from clu import parameter_overview
 from PIL import Image
 
+from jaxgen.core import config as config_lib
 from jaxgen.data import pipeline
 
 _GAP = 4
@@ -24,7 +25,8 @@ class JsonLines:
     if self._path.exists():  # what a run that was cut wrote after its last checkpoint
       lines = self._path.read_text().splitlines(keepends=True)
       whole = [x for x in lines if x.endswith("}\n")]  # the last one may have been cut
-      self._path.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
+      kept = "".join(x for x in whole if json.loads(x)["step"] <= step)
+      config_lib.write_whole(self._path, kept)
 
   def write_scalars(self, step, scalars):
     """scalars: name -> number."""
