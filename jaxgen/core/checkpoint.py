@@ -58,7 +58,9 @@ def open_manager(workdir, note):
   options = ocp.CheckpointManagerOptions(
     max_to_keep=_KEEP,
     cleanup_tmp_directories=True,
-    async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+    async_options=ocp.AsyncOptions(
+      post_finalization_callback=seal, barrier_sync_fn=_barrier if jax.process_count() > 1 else None
+    ),
   )
   manager = ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
   try:
@@ -71,6 +73,13 @@ def open_manager(workdir, note):
   finally:
     manager.close()
     faulthandler.cancel_dump_traceback_later()
+
+
+def _barrier(key, timeout_ms):
+  """Waits for the other hosts, unless the save has failed here: they will not come."""
+  if sys.exception():
+    raise sys.exception()
+  ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _handlers():
