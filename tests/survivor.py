@@ -31,7 +31,7 @@ EVERY = flags.DEFINE_integer("every", 2, "Steps between checkpoints.")
 MODE = flags.DEFINE_string("mode", "jit", "Of the step.")
 SECONDS = flags.DEFINE_float("seconds", 0.0, "That every step takes longer.")
 TIMEOUT = flags.DEFINE_integer("timeout", 600, "Of the input, in seconds.")
-FAULT = flags.DEFINE_string("fault", None, "raise, stall or full: what happens,")
+FAULT = flags.DEFINE_string("fault", None, "raise, stall, full or inf: what happens,")
 AT = flags.DEFINE_integer("at", 0, "when the batch of this step is loaded,")
 HOST = flags.DEFINE_integer("host", 0, "on this host.")
 
@@ -91,7 +91,8 @@ class Examples:
       time.sleep(1000.0)
     if fault == "full":
       resource.setrlimit(resource.RLIMIT_FSIZE, (BIGGEST_FILE, resource.RLIM_INFINITY))
-    return {"x": self._x[index], "id": index.astype(np.int32)}
+    x = np.full((len(index), 4), np.inf, np.float32) if fault == "inf" else self._x[index]
+    return {"x": x, "id": index.astype(np.int32)}
 
 
 def run(folder, steps, *, every=2, mode="jit", timeout=600, seconds=0.0, fault=None, at=0, **more):

@@ -34,7 +34,7 @@ def keep(name, tree):
 KINDS = """
 for kind, method in kinds.KINDS.items():
   for mode in parallel.MODES:
-    keep(f"{kind}_{mode}", kinds.three_steps(method, mode, HOST, HOSTS))
+    keep(f"{kind}_{mode}", kinds.steps(method, mode, HOST, HOSTS))
   run(f"from_two/{kind}", method=method, parallel="pmap", steps=3)
   keep(f"to_two_{kind}", run(f"to_two/{kind}", method=method, parallel="pmap", steps=6))
 """
@@ -66,9 +66,9 @@ def assert_close(leaves, expected, rtol, atol, where):
 
 
 def test_two_hosts_do_what_one_does_with_every_kind_of_state(tmp_path):
-  """Acceptance tests 6 and 8: steps in every mode, and checkpoints from one host and to one."""
+  """Acceptance test 8: steps in every mode, and checkpoints from one host and to one."""
   config = recipes.vectors(tmp_path)
-  config.data.batch_size = 32  # what the three steps take: compiled once for both
+  config.data.batch_size = 32  # what the steps take: compiled once for both
   write_config(tmp_path, config)
 
   def one_host(workdir, kind, **train):

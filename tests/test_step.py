@@ -14,6 +14,7 @@ from jaxgen.core import axis, parallel, step
 from jaxgen.core.method import Aux, Ema, Method, Phase, Vars, averaged, micro_batches
 
 KEY = jax.random.key
+STEPS = 10
 
 
 def plain():
@@ -144,15 +145,15 @@ def start(method):
 
 
 @functools.cache
-def three_steps_on_one_device(kind):
+def steps_on_one_device(kind):
   method = KINDS[kind]
   state, run = start(method), jax.jit(lambda s, b: step.train_step(method, s, b, KEY(2)))
-  for _ in range(3):
+  for _ in range(STEPS):
     state, metrics = run(state, batch_of(method))
   return jax.device_get((state, metrics))
 
 
-def three_steps(method, mode, host=0, hosts=1):
+def steps(method, mode, host=0, hosts=1):
   """(state, metrics) on all devices of all hosts; each has its rows of the batch."""
   rows = lambda x: np.split(x, hosts, axis=1)[host]
   batch = parallel.shard_batch(jax.tree.map(rows, batch_of(method)), mode)
@@ -160,25 +161,25 @@ def three_steps(method, mode, host=0, hosts=1):
   if method.calibrate:
     state = parallel.compile_calibrate(method, mode)(state, batch, KEY(1))
   run = parallel.compile_step(method, mode)
-  for _ in range(3):
+  for _ in range(STEPS):
     state, metrics = run(state, batch, KEY(2))
   return parallel.to_global(state, mode), metrics
 
 
 def assert_is_one_device(kind, leaves):
-  """leaves: of (state, metrics) after three steps in some mode on some devices."""
-  expected = jax.tree_util.tree_leaves_with_path(three_steps_on_one_device(kind))
+  """leaves: of (state, metrics) after STEPS steps in some mode on some devices."""
+  expected = jax.tree_util.tree_leaves_with_path(steps_on_one_device(kind))
   for a, (path, b) in zip(leaves, expected, strict=True):
     where = kind + jax.tree_util.keystr(path)
-    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=where)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=where)
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_devices_take_the_steps_of_one(kind, mode, monkeypatch):
-  """Acceptance test 8, for every kind of state."""
+  """Acceptance test 8: state and losses within 1e-5 over 10 steps, for every kind of state."""
   monkeypatch.setattr(parallel, "_SMALLEST_SPLIT", 1)  # fsdp splits what it can
-  leaves = jax.tree.leaves(three_steps(KINDS[kind], mode))
+  leaves = jax.tree.leaves(steps(KINDS[kind], mode))
   assert (mode == "fsdp") == any(not x.is_fully_replicated for x in leaves)
   assert_is_one_device(kind, leaves)
 

@@ -11,12 +11,16 @@ import time
 
 import faults
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import recipes
 import survivor
 
-from jaxgen.core import checkpoint
+from jaxgen.core import checkpoint, loop
 from jaxgen.core import config as config_lib
+from jaxgen.core.method import Aux, Method, Phase, Vars
 
 
 def test_a_run_that_is_killed_again_and_again(tmp_path):
@@ -85,6 +89,28 @@ def test_a_full_disk(hosts, tmp_path):
   assert first == kept and not [*run.glob("**/*tmp*")]
   assert faults.steps(run) == [kept + 8, kept + 10]
   assert state == faults.complete(tmp_path / "whole", hosts, steps=kept + 10)[1]
+
+
+def test_an_infinite_batch_is_refused(tmp_path):
+  """Acceptance test 18: before it is trained on."""
+  with pytest.raises(ValueError, match="x of example .* has NaN or infinity"):
+    survivor.run(tmp_path, 20, fault="inf", at=12)
+  assert faults.saved(tmp_path) >= 6 and np.isfinite(survivor.load(tmp_path).params["w"]).all()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path):
+  """Acceptance test 18: though its loss is finite; at the next report, with the last state kept."""
+
+  def loss(vars, batch, keys, *, now):
+    error = jnp.mean((batch["x"] @ vars.params["w"]) ** 2)
+    return error + jnp.sqrt(jnp.where(now < 6, 1.0, 0.0) * error), Aux()
+
+  phase = Phase(loss, ("w",), optax.sgd(1e-3), hparams={"now": lambda step: step})
+  made = Method(lambda key: Vars({"w": jnp.ones((16, 3))}), {"w": phase})
+  config = recipes.vectors(tmp_path, steps=20, log_every=5, checkpoint_every=5)
+  with pytest.raises(FloatingPointError, match="by step 10 these are not finite: .*w/grad_norm"):
+    loop.run(config, tmp_path / "run", method=made)
+  assert faults.steps(tmp_path / "run") == [5]
 
 
 @contextlib.contextmanager
