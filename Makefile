@@ -1,6 +1,7 @@
 # make quickstart   trains on handwritten digits, two minutes, and shows samples
 # make test         the test suite            make parity       against PyTorch implementations
 # make test-newest  the same on the newest Python at hand
+# make soak         runs that are killed, damaged and starved, for FIXME minutes
 # make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
 # make bench        what the parallel modes cost, on CPU devices
 # make pages        MODELS.md, EQUATIONS.md, RESULTS.md
@@ -10,7 +11,7 @@ PYTHON ?= python3
 EXTRAS ?= test
 NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
 
-.PHONY: quickstart test parity test-newest pod bench pages notebooks clean
+.PHONY: quickstart test parity test-newest soak pod bench pages notebooks clean
 
 quickstart: .venv/ready
 	.venv/bin/python -m experiments.quickstart
@@ -24,6 +25,9 @@ parity: .venv-parity/ready
 
 test-newest: .venv-newest/ready
 	.venv-newest/bin/python -m pytest -n 2 --dist loadgroup
+
+soak: .venv/ready
+	.venv/bin/python -m pytest -o addopts="" -q -s tests/soak
 
 pod: .venv/ready
 	.venv/bin/python tests/pod.py

@@ -56,10 +56,14 @@ def steps(folder):
   return sorted(int(p.name) for p in found.iterdir()) if found.exists() else []
 
 
+def finished(folder):
+  """The checkpoints with their final name; beside them may be what a save that was cut has left."""
+  return [p for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+
+
 def saved(folder):
   """Step of the newest complete checkpoint, whose content must be that step's; 0 for none."""
-  found = [p.name for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
-  newest = max(map(int, found), default=0)
+  newest = max((int(p.name) for p in finished(folder)), default=0)
   if newest:
     assert int(survivor.load(folder).extra["w"]["count"]) == newest
   return newest
@@ -101,3 +105,48 @@ def kill_and_look(folder, rng, hosts=1, every=2):
   after, last = saved(folder), reached(folder)
   assert before <= after <= last <= after + every + 1, (before, after, last)
   return last - after
+
+
+def strike(kind, folder, moment, rng, **flags):
+  """One life of a run that ends about step `moment`: by "kill", "term", "full" disk, or "flip".
+
+  A flipped bit must be refused before the next life is allowed to fall back. Returns how many
+  steps that one has to take again.
+  """
+  before, old_log = saved(folder), log(folder)
+  more = {"fault": "full", "at": max(moment - before, 1)} if kind == "full" else {}
+  started = start(folder, **flags, **more)
+  if kind != "full":
+    wait_for_step(started, folder, moment, old_log)
+    send(started[0], signal.SIGTERM if kind == "term" else signal.SIGKILL)
+  status, (text,) = finish(started)
+  assert (status == [0]) == (kind == "term"), text[-3000:]
+  assert int(said("starts after step (.*)", text)) == before
+  if kind == "flip":
+    path = flipped(folder, rng)
+    status, (text,) = finish(start(folder, **flags))
+    assert status == [1] and path in text, text[-3000:]
+    status, (text,) = finish(start(folder, **flags, allow_fallback=True, fault="raise", at=1))
+    assert status == [1] and "a bad shard" in text, text[-3000:]
+  return reached(folder) - saved(folder)
+
+
+def flip(path, at):
+  """Flips a bit of a file; again, and it is as before."""
+  data = bytearray(path.read_bytes())
+  data[at // 8] ^= 1 << at % 8
+  path.write_bytes(data)
+
+
+def flipped(folder, rng):
+  """Flips a bit in one of the files of the newest checkpoint; returns its path."""
+  newest = folder / "checkpoints" / str(max(int(p.name) for p in finished(folder)))
+  path = newest / rng.choice([*json.loads((newest / "manifest.json").read_text())["files"]])
+  flip(path, rng.randrange(8 * path.stat().st_size))
+  return str(path)
+
+
+def memory(process):
+  """Resident memory, in bytes."""
+  with open(f"/proc/{process.pid}/status") as f:
+    return 1024 * int(said(r"VmRSS:\s+(\d+) kB", f.read()))

@@ -71,8 +71,10 @@ def open_manager(workdir, note):
       faulthandler.dump_traceback_later(_GRACE, exit=True, file=sys.__stderr__)
     raise
   finally:
-    manager.close()
-    faulthandler.cancel_dump_traceback_later()
+    try:
+      manager.close()
+    finally:
+      faulthandler.cancel_dump_traceback_later()
 
 
 def _barrier(key, timeout_ms):
@@ -128,7 +130,7 @@ def newest(manager, note, names=("state", "opt"), allow_fallback=False):
       raise ValueError(f"{damage}; --allow_fallback goes on from the newest good checkpoint")
     logging.warning("%s: passed over", damage)
   if manager.all_steps():
-    raise ValueError(f"{manager.directory} has no good checkpoint; the newest: {damage}")
+    raise ValueError(f"{manager.directory} has no good checkpoint: {damage}")
   return None
 
 

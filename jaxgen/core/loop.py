@@ -150,8 +150,10 @@ def _watched(batches, seconds):
   # Not JAX but the input may be stuck, with all hosts waiting for this one: no exception comes.
   while True:
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-    batch = next(batches, None)
-    faulthandler.cancel_dump_traceback_later()
+    try:
+      batch = next(batches, None)
+    finally:
+      faulthandler.cancel_dump_traceback_later()
     if batch is None:
       return
     yield batch
