@@ -13,6 +13,7 @@ from absl import flags
 from experiments import launch
 from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
+from jaxgen.core import method as method_lib
 from jaxgen.data import pipeline
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.", required=True)
@@ -24,8 +25,20 @@ OPTIONS = flags.DEFINE_string("options", "{}", "Keywords of the method's sample,
 OUT = flags.DEFINE_string("out", "sample", "Name of the two files.")
 
 
+def parsed(text, sample):
+  """The table of keywords of `sample` in a JSON text; ValueError where it is not that."""
+  try:
+    options = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"--options={text!r}: expected JSON: {e}") from e
+  passed = ("vars", "keys", "cond", "method", "rows")
+  method_lib.check_keywords("--options", options, sample, "this model's sample", passed)
+  return options
+
+
 def main():
   method, vars = checkpoint.load(WORKDIR.value, launch.FALLBACK.value)
+  options = parsed(OPTIONS.value, method.fns["sample"])
   workdir = checkpoint.open_workdir(WORKDIR.value)
   n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)
   labels = loop.grid_labels(n_classes)
@@ -35,7 +48,7 @@ def main():
     if LABEL.value >= n_classes:
       raise ValueError(f"label={LABEL.value}: expected less than n_classes={n_classes}")
     cond = {"label": np.full(n, LABEL.value, np.int32)}
-  draw = inference.sampler(method, min(n, BATCH_SIZE.value), **json.loads(OPTIONS.value))
+  draw = inference.sampler(method, min(n, BATCH_SIZE.value), **options)
   images = draw(parallel.replicate(vars), jax.random.key(SEED.value), n, cond)["image"]
   if jax.process_index():
     return

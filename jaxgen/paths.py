@@ -8,6 +8,7 @@ arXiv:2210.02747, Sec. 4. x_t, its data `x` and its standard noise `eps` are [B,
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,17 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.core import method
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
   """alpha = t, sigma = 1 - (1 - sigma_min) t, elementwise. arXiv:2210.02747, Eq. 20; survey Box 11.
 
   With sigma_min = 0 it is rectified flow's straight line, arXiv:2209.03003, Eq. 1; survey Eq. 103.
+  Raises ValueError for a sigma_min outside [0, 1).
   """
 
   sigma_min: float = 0.0
   t_noise = 0.0
   t_data = 1.0
+
+  def __post_init__(self):
+    method.check_fraction("sigma_min", self.sigma_min)
 
   def alpha(self, t):
     return t
@@ -39,12 +46,17 @@ class VP:
   """The variance-preserving SDE, beta(t) linear, on t in (0, 1]. arXiv:2011.13456, Eq. 33.
 
   log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2, sigma^2 = 1 - alpha^2, elementwise.
+  Raises ValueError for a beta that is not above 0.
   """
 
   beta_min: float = 0.1
   beta_max: float = 20.0
   t_noise = 1.0
   t_data = 1e-3
+
+  def __post_init__(self):
+    method.check_positive("beta_min", self.beta_min)
+    method.check_positive("beta_max", self.beta_max)
 
   def _log_alpha(self, t):
     return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -69,8 +81,9 @@ class Discrete:
   t_data = 0.0
 
   def __post_init__(self):
-    if not (len(self.betas) and all(0.0 < b < 1.0 for b in self.betas)):
-      raise ValueError(f"betas={self.betas!r}: expected at least one, each between 0 and 1")
+    method.check("betas", self.betas, len(self.betas), "at least one")
+    for i, beta in enumerate(self.betas):
+      method.check_number(f"betas[{i}]", beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
 
   @property
   def t_noise(self):
@@ -93,17 +106,20 @@ class Discrete:
     return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
 
 
+def check_steps(path, n):
+  """Raises ValueError for n, a scalar, below 1 or, on a Discrete path, above its length."""
+  most = int(path.t_noise) if isinstance(path, Discrete) else math.inf
+  method.check_count("steps", n, 1, most)
+
+
 def times(path, n):
   """float32 [n + 1]: n equal steps from noise to data; whole numbers on a Discrete path.
 
-  Raises ValueError for less than one step, and for more than a Discrete path has.
+  Raises ValueError as `check_steps` does.
   """
+  check_steps(path, n)
   if isinstance(path, Discrete):
-    if not 1 <= n <= path.t_noise:
-      raise ValueError(f"steps={n}: expected 1 to {int(path.t_noise)}, the length of the chain")
     return jnp.asarray(np.round(np.linspace(path.t_noise, 0.0, n + 1)), jnp.float32)
-  if n < 1:
-    raise ValueError(f"steps={n}: expected at least 1")
   return jnp.linspace(path.t_noise, path.t_data, n + 1)
 
 
@@ -113,12 +129,26 @@ def expand(t, x):
   return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
 
 
+def check_times(path, t):
+  """Raises ValueError for a time t, a scalar or [B], not of `path`, where it is known."""
+  values, last = method.concrete(t), max(path.t_noise, path.t_data)
+  bad = [] if values is None else values[~((values >= 0.0) & (values <= last))].ravel()
+  if len(bad):
+    raise ValueError(f"t={bad[0]}: expected 0 to {last}, the times of {type(path).__name__}")
+
+
+def _on(path, t, x):
+  check_times(path, t)
+  return expand(t, x)
+
+
 def interpolate(path, x, eps, t):
   """x_t = alpha(t) x + sigma(t) eps, [B, ...]: a draw from N(alpha x, sigma^2 I).
 
-  arXiv:2210.02747, Eq. 10-11; survey Eq. 110-111; on a Discrete path survey Eq. 82, 86.
+  arXiv:2210.02747, Eq. 10-11; survey Eq. 110-111; on a Discrete path survey Eq. 82, 86. Raises
+  ValueError for a t that the path does not have.
   """
-  t = expand(t, x)
+  t = _on(path, t, x)
   return path.alpha(t) * x + path.sigma(t) * eps
 
 
@@ -131,9 +161,10 @@ def coefficients(path, t):
 def velocity(path, x, eps, t):
   """Conditional velocity dx_t/dt = alpha' x + sigma' eps, [B, ...].
 
-  arXiv:2210.02747, Eq. 13-15; survey Eq. 112, Box 11.
+  arXiv:2210.02747, Eq. 13-15; survey Eq. 112, Box 11. Raises ValueError for a t that the path does
+  not have.
   """
-  _, d_alpha, _, d_sigma = coefficients(path, expand(t, x))
+  _, d_alpha, _, d_sigma = coefficients(path, _on(path, t, x))
   return d_alpha * x + d_sigma * eps
 
 
@@ -179,7 +210,10 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """A trained network as samplers see it, whatever it was trained to predict."""
+  """A trained network as samplers see it, whatever it was trained to predict.
+
+  What the constructors below make raises ValueError for a t that the path does not have.
+  """
 
   path: Linear | VP | Discrete
   predict: Callable  # (x_t [B, ...], t [B]) -> Prediction
@@ -197,21 +231,24 @@ class Field:
 def eps_field(path, fn):
   """Field of a noise predictor fn(x_t, t) -> eps [B, ...]. Infinite where alpha is 0.
 
-  survey Eq. 84.
+  survey Eq. 84. Its predict raises ValueError, see `Field`.
   """
 
   def predict(x_t, t):
-    eps, t = fn(x_t, t), expand(t, x_t)
+    t, eps = _on(path, t, x_t), fn(x_t, t)
     return Prediction((x_t - path.sigma(t) * eps) / path.alpha(t), eps)
 
   return Field(path, predict)
 
 
 def x_field(path, fn):
-  """Field of a denoiser fn(x_t, t) -> x [B, ...]. Infinite where sigma is 0."""
+  """Field of a denoiser fn(x_t, t) -> x [B, ...]. Infinite where sigma is 0.
+
+  Its predict raises ValueError, see `Field`.
+  """
 
   def predict(x_t, t):
-    x, t = fn(x_t, t), expand(t, x_t)
+    t, x = _on(path, t, x_t), fn(x_t, t)
     return Prediction(x, (x_t - path.alpha(t) * x) / path.sigma(t))
 
   return Field(path, predict)
@@ -220,11 +257,11 @@ def x_field(path, fn):
 def v_field(path, fn):
   """Field of fn(x_t, t) -> v [B, ...] = alpha eps - sigma x, finite at both ends.
 
-  arXiv:2202.00512, App. D.
+  arXiv:2202.00512, App. D. Its predict raises ValueError, see `Field`.
   """
 
   def predict(x_t, t):
-    v, t = fn(x_t, t), expand(t, x_t)
+    t, v = _on(path, t, x_t), fn(x_t, t)
     alpha, sigma = path.alpha(t), path.sigma(t)
     norm = alpha**2 + sigma**2
     return Prediction((alpha * x_t - sigma * v) / norm, (sigma * x_t + alpha * v) / norm)
@@ -235,11 +272,12 @@ def v_field(path, fn):
 def velocity_field(path, fn):
   """Field of a velocity fn(x_t, t) -> dx_t/dt [B, ...].
 
-  Infinite where alpha' or sigma' is: VP and Discrete at t = 0.
+  Infinite where alpha' or sigma' is: VP and Discrete at t = 0. Its predict raises ValueError, see
+  `Field`.
   """
 
   def predict(x_t, t):
-    u, t = fn(x_t, t), expand(t, x_t)
+    t, u = _on(path, t, x_t), fn(x_t, t)
     alpha, d_alpha, sigma, d_sigma = coefficients(path, t)
     det = alpha * d_sigma - d_alpha * sigma  # not 0: the signal-to-noise ratio is monotone
     return Prediction((d_sigma * x_t - sigma * u) / det, (alpha * u - d_alpha * x_t) / det)
@@ -248,5 +286,8 @@ def velocity_field(path, fn):
 
 
 def score_field(path, fn):
-  """Field of a score fn(x_t, t) -> grad log p_t(x_t) [B, ...]. Infinite where alpha is 0."""
+  """Field of a score fn(x_t, t) -> grad log p_t(x_t) [B, ...]. Infinite where alpha is 0.
+
+  Its predict raises ValueError, see `Field`.
+  """
   return eps_field(path, lambda x_t, t: -path.sigma(expand(t, x_t)) * fn(x_t, t))

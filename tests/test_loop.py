@@ -383,7 +383,7 @@ def test_bad_data_is_refused_before_anything_compiles(arrays, words, tmp_path):
     ({"sampler": {"name": "ddim", "steps": 5000}}, "steps=5000: expected a whole number, 1 to"),
     ({"guidance_weight": float("nan")}, "guidance_weight=nan: expected a finite number"),
     ({"label_dropout": 7.0}, "label_dropout=7.0: expected at least 0 and at most 1"),
-    ({"accumulate": 0}, "net.accumulate=0: expected 1 or more"),
+    ({"accumulate": 0}, "net.accumulate=0: expected a whole number, 1 or more"),
   ],
 )
 def test_a_bad_sampler_is_refused_before_anything_compiles(args, words, tmp_path):

@@ -259,7 +259,7 @@ def test_diffusion_bound_is_below_the_evidence_and_its_terms_add_up():
 
 
 def test_bound_terms_out_of_range_are_refused():
-  with pytest.raises(ValueError, match="terms=101: expected 1 to 100"):
+  with pytest.raises(ValueError, match="terms=101: expected a whole number, 1 to 100"):
     path = paths.Discrete((0.01,) * 100)
     elbo.diffusion_bound(DATA.field(path), X, keys(), terms=101)
 

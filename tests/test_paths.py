@@ -123,10 +123,10 @@ def test_times_end_where_the_path_ends():
 @pytest.mark.parametrize(
   "call, words",
   [
-    (lambda: paths.times(paths.Discrete(), 1001), "steps=1001: expected 1 to 1000"),
-    (lambda: paths.times(paths.VP(), 0), "steps=0: expected at least 1"),
-    (lambda: paths.Discrete((0.1, 1.5)), "betas"),
-    (lambda: paths.Discrete(()), "betas"),
+    (lambda: paths.times(paths.Discrete(), 1001), "steps=1001: expected a whole number, 1 to 1000"),
+    (lambda: paths.times(paths.VP(), 0), "steps=0: expected a whole number, 1 or more"),
+    (lambda: paths.Discrete((0.1, 1.5)), r"betas\[1\]=1.5: expected between 0 and 1"),
+    (lambda: paths.Discrete(()), r"betas=\(\): expected at least one"),
   ],
 )
 def test_bad_paths_are_refused(call, words):

@@ -144,7 +144,7 @@ def test_dropped_labels_are_the_null_class():
   [
     (dict(name="dimd", steps=10), "sampler='dimd': expected one of ancestral, ddim"),
     (dict(name="ddim", steps=0), "steps=0"),
-    (dict(name="ddim", steps=2000), "steps=2000: expected 1 to 1000"),
+    (dict(name="ddim", steps=2000), "steps=2000: expected a whole number, 1 to 1000"),
   ],
 )
 def test_bad_samplers_are_refused(options, words):

@@ -149,9 +149,9 @@ def read_snapshot(workdir):
     used = ((_TEXT, config.model), (_TABLE, config.args), (_TEXT, config.data.source))
     bad = [v for rule, v in (*used, (_COUNT_OR_0, config.train.seed)) if not rule[0](v)]
   except (ValueError, TypeError, AttributeError, RecursionError) as e:
-    raise ValueError(f"{path} is damaged: {e!r}") from e
+    raise ValueError(f"{path} is no config that a run has written: {e!r}") from e
   if bad:
-    raise ValueError(f"{path} is damaged: it has {bad[0]!r}")
+    raise ValueError(f"{path} is no config that a run has written: it has {bad[0]!r}")
   return config
 
 

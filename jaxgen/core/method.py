@@ -4,11 +4,14 @@ import difflib
 import importlib
 import inspect
 import math
+import numbers
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -76,11 +79,34 @@ def build(model, args):
     module = None
   if not hasattr(module, "build"):
     raise ValueError(f"model={model!r} does not exist{_nearest(model, _models())}")
-  known = inspect.signature(module.build).parameters
-  for name in args:
-    if name not in known:
-      raise ValueError(f"args.{name}: {model} takes no such keyword{_nearest(name, known)}")
+  check_keywords("args", args, module.build, model)
   return module.build(**args)
+
+
+def check_keywords(where, given, fn, who, passed=(), needs=()):
+  """Raises ValueError unless `given` are keywords that `fn` takes, and all that it needs.
+
+  A keyword whose default is a table must be one.
+
+  Args:
+    where: what a config calls the table `given`. who: what to call `fn`.
+    passed: parameters of `fn` that are not for the table to set.
+    needs: keywords that must be given too, and are not of `fn`.
+  """
+  check(where, given, hasattr(given, "keys"), "a table of keywords")
+  parameters = inspect.signature(fn).parameters.values()
+  anything = any(p.kind == p.VAR_KEYWORD for p in parameters)
+  own = [p for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in passed]
+  known = {p.name: p.default for p in own} | dict.fromkeys(needs, inspect.Parameter.empty)
+  for name, value in given.items():
+    if name in passed or not (name in known or anything):
+      near = _nearest(name, known)
+      raise ValueError(f"{where}.{name}={value!r}: {who} takes no such keyword{near}")
+    if hasattr(known.get(name), "keys"):
+      check(f"{where}.{name}", value, hasattr(value, "keys"), "a table of keywords")
+  for name, default in known.items():
+    if default is inspect.Parameter.empty and name not in given:
+      raise ValueError(f"{where}.{name} is missing: {who} takes {', '.join(known)}")
 
 
 def _models():
@@ -121,15 +147,41 @@ def check(name, value, ok, allowed):
     raise ValueError(f"{name}={value!r}: expected {allowed}")
 
 
-def check_count(name, value, least=1):
-  """Raises ValueError unless `value` is a whole number, `least` or more."""
-  whole = isinstance(value, int) and not isinstance(value, bool)
-  check(name, value, whole and value >= least, f"a whole number, {least} or more")
+def check_number(name, value, ok, allowed):
+  """Raises ValueError unless `value` is a number for which ok(value)."""
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  check(name, value, real and ok(value), allowed)
+
+
+def check_count(name, value, least=1, most=math.inf):
+  """Raises ValueError unless `value` is a whole number from `least` to `most`."""
+  allowed = f"{least} or more" if most == math.inf else f"{least} to {most}"
+  check(name, value, _is_whole(value) and least <= value <= most, f"a whole number, {allowed}")
+
+
+def check_counts(name, values):
+  """Raises ValueError unless `values` is a tuple or list of whole numbers, 1 or more."""
+  good = isinstance(values, (tuple, list)) and all(_is_whole(v) and v >= 1 for v in values)
+  check(name, values, good, "a tuple or list of whole numbers, 1 or more")
+
+
+def _is_whole(value):
+  return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_weight(name, value):
   """Raises ValueError unless `value` can weigh a term of a loss."""
-  check(name, value, 0.0 <= value < math.inf, "a finite number, 0 or more")
+  check_number(name, value, lambda v: 0.0 <= v < math.inf, "a finite number, 0 or more")
+
+
+def check_positive(name, value):
+  """Raises ValueError unless `value` is a finite number above 0."""
+  check_number(name, value, lambda v: 0.0 < v < math.inf, "a finite number above 0")
+
+
+def check_fraction(name, value):
+  """Raises ValueError unless `value` is a number in [0, 1)."""
+  check_number(name, value, lambda v: 0.0 <= v < 1.0, "at least 0 and less than 1")
 
 
 def check_dtype(name, value):
@@ -137,20 +189,74 @@ def check_dtype(name, value):
   check(name, value, value in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
 
 
+def check_image_shape(image_shape):
+  """(H, W, C) as a tuple. Raises ValueError unless it is three whole numbers, 1 or more."""
+  check_counts("image_shape", image_shape)
+  check("image_shape", image_shape, len(image_shape) == 3, "three whole numbers, (H, W, C)")
+  return tuple(image_shape)
+
+
 def check_conditioning(n_classes, label_dropout, guidance_weight):
   """Raises ValueError for the numbers of a class-conditional model where they are out of range."""
   check_count("n_classes", n_classes, 0)
-  check("label_dropout", label_dropout, 0.0 <= label_dropout <= 1.0, "at least 0 and at most 1")
-  finite = -math.inf < guidance_weight < math.inf
-  check("guidance_weight", guidance_weight, finite, "a finite number")
+  rate = lambda v: 0.0 <= v <= 1.0
+  check_number("label_dropout", label_dropout, rate, "at least 0 and at most 1")
+  check_number("guidance_weight", guidance_weight, math.isfinite, "a finite number")
+
+
+def concrete(x):
+  """`x` as a numpy array, or None where its values are not known here: while JAX traces."""
+  known = not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
+  return np.asarray(x) if known else None
+
+
+def check_scale(name, values):
+  """Raises ValueError for NaN, and for floats that look like pixels of 0 ... 255."""
+  # Data lie in [-1, 1]; latents, and noise that somebody tries, do not, and stay far below 255.
+  if values.size and not (abs(values) <= 16.0).all():
+    low, high = values.min(), values.max()
+    raise ValueError(f"{name} goes from {low} to {high}: expected float in [-1, 1]")
 
 
 def check_batch(batch, image_shape, n_classes):
-  """Raises ValueError where `image` or `label` is not what the model was built for."""
+  """Raises ValueError where `image` or `label` is not what the model was built for.
+
+  Values are checked where they are known, which they are not in a compiled step.
+  """
   if "image" not in batch:
     raise ValueError(f"batch has {', '.join(sorted(batch))}: expected image")
-  shape = tuple(batch["image"].shape[1:])
+  image = batch["image"]
+  shape = tuple(image.shape[1:])
   if shape != image_shape:
     raise ValueError(f"batch has images of shape {shape}: expected image_shape={image_shape}")
+  if not jnp.issubdtype(image.dtype, jnp.floating):
+    raise ValueError(f"batch has images of {image.dtype}: expected float in [-1, 1]")
+  values = concrete(image)
+  if values is not None:
+    check_scale("image", values)
   if n_classes and "label" not in batch:
     raise ValueError(f"n_classes={n_classes}: expected data with labels, these have none")
+  if n_classes:
+    _check_label(batch["label"], n_classes)
+
+
+def check_cond(cond, n_classes, w=0.0):
+  """Raises ValueError for a `cond` that is neither {} nor, with classes, {"label": int [n]}.
+
+  w: the weight of guidance, a finite number.
+  """
+  check_number("w", w, math.isfinite, "a finite number")
+  if set(cond) - ({"label"} if n_classes else set()):
+    allowed = "label, or nothing" if n_classes else "nothing"
+    raise ValueError(f"cond has {', '.join(cond)}: expected {allowed}, as n_classes={n_classes}")
+  if cond:
+    _check_label(cond["label"], n_classes)
+
+
+def _check_label(label, n_classes):
+  good = getattr(label, "ndim", 0) == 1 and jnp.issubdtype(label.dtype, jnp.integer)
+  check("label", label, good, "an int32 array [B]")
+  values = concrete(label)
+  bad = [] if values is None else values[(values < 0) | (values >= n_classes)]
+  if len(bad):
+    raise ValueError(f"label={bad[0]}: expected 0 to {n_classes - 1}, as n_classes={n_classes}")

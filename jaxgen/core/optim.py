@@ -1,12 +1,13 @@
 """The optimizer and the moving averages that configs ask for by number."""
 
+import functools
 import math
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.core.method import Ema, check
+from jaxgen.core import method
 
 DECAYS = {
   "linear": lambda lr, n: optax.linear_schedule(lr, 0.0, n),
@@ -14,6 +15,18 @@ DECAYS = {
 }
 
 
+def _of_tx(fn):
+  """`fn`, with a ValueError for a keyword of `tx` that it does not take, or lacks."""
+
+  @functools.wraps(fn)
+  def checked(**tx):
+    method.check_keywords("tx", tx, fn, fn.__name__)
+    return fn(**tx)
+
+  return checked
+
+
+@_of_tx
 def adam(
   *, lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup=0, decay="", steps=0
 ):
@@ -28,17 +41,19 @@ def adam(
     steps: updates in all. Updates, not train steps: n_critic = 5 makes five a step.
 
   Raises:
-    ValueError: a number out of range, or a decay that does not exist.
+    ValueError: a number out of range, a keyword or a decay that does not exist, or no lr.
   """
-  _positive("tx.lr", lr)
-  _fraction("tx.b1", b1)
-  _fraction("tx.b2", b2)
-  _positive("tx.eps", eps)
+  method.check_positive("tx.lr", lr)
+  method.check_fraction("tx.b1", b1)
+  method.check_fraction("tx.b2", b2)
+  method.check_positive("tx.eps", eps)
   for name, value in (("weight_decay", weight_decay), ("clip", clip), ("warmup", warmup)):
-    check(f"tx.{name}", value, 0.0 <= value < math.inf, "a finite number, 0 or more")
-  check("tx.decay", decay, decay in ("", *DECAYS), f"{', '.join(DECAYS)} or an empty string")
+    method.check_weight(f"tx.{name}", value)
+  known = ("", *DECAYS)
+  method.check("tx.decay", decay, decay in known, f"{', '.join(DECAYS)} or an empty string")
   if decay:
-    check("tx.steps", steps, warmup < steps < math.inf, f"more updates than tx.warmup={warmup}")
+    more = lambda n: warmup < n < math.inf
+    method.check_number("tx.steps", steps, more, f"more updates than tx.warmup={warmup}")
   rate = DECAYS[decay](lr, steps - warmup) if decay else optax.constant_schedule(lr)
   if warmup:
     rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
@@ -54,7 +69,7 @@ def fixed(*, decay=0.9999):
 
   Raises ValueError for a decay outside [0, 1).
   """
-  _fraction("ema.decay", decay)
+  method.check_fraction("ema.decay", decay)
   return lambda step: decay
 
 
@@ -63,9 +78,9 @@ def warmup(*, decay=0.9999, inv_gamma=1.0, power=2 / 3):
 
   Raises ValueError for a number out of range.
   """
-  _fraction("ema.decay", decay)
-  _positive("ema.inv_gamma", inv_gamma)
-  _positive("ema.power", power)
+  method.check_fraction("ema.decay", decay)
+  method.check_positive("ema.inv_gamma", inv_gamma)
+  method.check_positive("ema.power", power)
   return lambda step: jnp.minimum(decay, 1.0 - (1.0 + step / inv_gamma) ** -power)
 
 
@@ -74,7 +89,8 @@ def power_law(*, sigma_rel=0.1):
 
   arXiv:2312.02696, Sec. 3.1 and App. C. Raises ValueError for a width that no power law has.
   """
-  check("ema.sigma_rel", sigma_rel, 0.0 < sigma_rel < 12**-0.5, "between 0 and 12^-0.5 = 0.289")
+  fits = lambda s: 0.0 < s < 12**-0.5
+  method.check_number("ema.sigma_rel", sigma_rel, fits, "between 0 and 12^-0.5 = 0.289")
   gamma = power_law_exponent(sigma_rel)
   return lambda step: (step / (step + 1.0)) ** (gamma + 1.0)
 
@@ -96,19 +112,12 @@ def averages(source, ema):
     ema: 0 for none, a fixed decay, or {"profile": "fixed", "warmup" or "power_law", **its numbers}.
 
   Raises:
-    ValueError: a profile that does not exist, or a number out of its range.
+    ValueError: a profile or a number of it that does not exist, or a number out of its range.
   """
   if not ema:
     return {}
   numbers = dict(ema) if hasattr(ema, "keys") else {"profile": "fixed", "decay": ema}
   profile = numbers.pop("profile", None)
-  check("ema.profile", profile, profile in PROFILES, f"one of {', '.join(PROFILES)}")
-  return {f"{source}_ema": Ema(source, PROFILES[profile](**numbers))}
-
-
-def _positive(name, value):
-  check(name, value, 0.0 < value < math.inf, "a finite number above 0")
-
-
-def _fraction(name, value):
-  check(name, value, 0.0 <= value < 1.0, "at least 0 and less than 1")
+  method.check("ema.profile", profile, profile in PROFILES, f"one of {', '.join(PROFILES)}")
+  method.check_keywords("ema", numbers, PROFILES[profile], f"profile {profile!r}")
+  return {f"{source}_ema": method.Ema(source, PROFILES[profile](**numbers))}

@@ -7,7 +7,7 @@ from flax import struct
 
 from jaxgen import noise
 from jaxgen.core import axis
-from jaxgen.core.method import Method, Vars, check
+from jaxgen.core.method import Method, Vars, check_count
 
 
 @struct.dataclass
@@ -32,8 +32,7 @@ def init_state(method: Method, key) -> TrainState:
   """
   for name, p in method.phases.items():
     for field in ("repeats", "accumulate", "every"):
-      value = getattr(p, field)
-      check(f"{name}.{field}", value, value >= 1, "1 or more")
+      check_count(f"{name}.{field}", getattr(p, field))
   params, extra = method.init(key)
   params = _start_averages(method, params)
   opt = {

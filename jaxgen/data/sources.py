@@ -4,13 +4,16 @@ A source is a random-access sequence: `len(source)`; `source[i]`, one example as
 arrays; `source.labels`, int32 [N], or None where finding them would mean reading every example;
 and, where that is faster, `source.take(index [n])`, a dict of arrays [n, ...].
 
-  image      uint8 or float [H, W, C]        label      int32 scalar
-  video      uint8 or float [T, H, W, C]     caption    string
+  image      uint8, or float in [-1, 1], [H, W, C]        label      int32 scalar
+  video      the same, [T, H, W, C]                       caption    string
   anything else (embedding, tokens, ...) as it was stored
 
-Files are untrusted: nothing is unpickled, and sizes are checked before memory is taken.
+Files are untrusted: nothing is unpickled or unpacked to disk, and sizes are checked before memory
+is taken. Links to files are followed, wherever they lead, since files are only decoded; links to
+folders, pipes and devices are refused.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -20,15 +23,21 @@ import io
 import json
 import math
 import pathlib
+import threading
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxgen.core import method
+
 MAX_BYTES = 16 * 2**30  # of all the arrays of one npz file
+MAX_RATIO = 200  # of those bytes to the file's, where they are more than SMALL
+SMALL = 2**26
+MAX_LINE = 2**20  # bytes of one caption
 MAX_PIXELS = 50_000_000  # of one image file
+_PARSING = threading.Lock()  # NumPy's headers: `ast` of Python 3.11 fails in two threads at once
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 
 
@@ -89,16 +98,18 @@ def square(image, size):
 def checked(arrays, index):
   """The same arrays, `label` as int32, after checks; the row j of each is the example index[j].
 
-  Raises ValueError for arrays of objects, NaN or infinity, and for labels that are not integers or
-  do not fit int32.
+  Raises ValueError for arrays of objects, NaN or infinity, float images or videos that look like
+  pixels of 0 ... 255, and for labels that are not integers or do not fit int32.
   """
   for name, values in arrays.items():
     if values.dtype.hasobject:
       raise ValueError(f"{name} holds Python objects; numbers or strings are needed")
     if np.issubdtype(values.dtype, np.inexact):
-      finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+      finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
       if not finite.all():
         raise ValueError(f"{name} of example {index[np.argmin(finite)]} has NaN or infinity")
+    if name in ("image", "video") and values.dtype.kind == "f":
+      method.check_scale(name, values)
   if "label" not in arrays:
     return arrays
   if not np.issubdtype(arrays["label"].dtype, np.integer):
@@ -110,7 +121,7 @@ def checked(arrays, index):
 
 def to_int32(name, values, index):
   """Integers [n, ...] of the examples index [n] as int32; ValueError for one that does not fit."""
-  fits = (values == values.astype(np.int32)).reshape(len(values), -1).all(axis=1)
+  fits = (values == values.astype(np.int32)).all(axis=tuple(range(1, values.ndim)))
   if not fits.all():
     row = np.argmin(fits)
     raise ValueError(f"{name} {values[row]} of example {index[row]} does not fit int32")
@@ -121,17 +132,25 @@ def read_npz(file, name):
   """Every array of an npz file (a path or a binary stream), each decompressed once; none pickled.
 
   Raises ValueError, with `name` in it, for a damaged file, pickled objects, a header that does not
-  agree with the size of its member, and more than MAX_BYTES in all.
+  agree with the size of its member, two arrays of one name, and more than MAX_BYTES in all or
+  MAX_RATIO times the size of the file.
   """
   try:
     with zipfile.ZipFile(file) as archive:
-      total = sum(member.file_size for member in archive.infolist())
-      if total > MAX_BYTES:
-        raise ValueError(f"it unpacks to {total} bytes, the limit is {MAX_BYTES}")
       members = archive.infolist()
-      return {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in members}
-  except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-    raise ValueError(f"{name} is not a safe npz file: {error}") from error
+      total = sum(member.file_size for member in members)
+      limit = min(MAX_BYTES, max(SMALL, MAX_RATIO * archive.fp.seek(0, io.SEEK_END)))
+      if total > limit:
+        raise ValueError(f"it unpacks to {total} bytes, the limit is {limit}")
+      names = [member.filename.removesuffix(".npy") for member in members]
+      for array, times in collections.Counter(names).items():
+        if not array.isidentifier() or times > 1:
+          raise ValueError(f"array {array!r}: expected names like those of variables, each once")
+      with _PARSING:
+        return {n: _read_member(archive, m) for n, m in zip(names, members, strict=True)}
+  except Exception as error:  # zipfile and NumPy raise a dozen kinds for a damaged file
+    reason = str(error).partition("\n")[0]  # below it NumPy advises to trust the file
+    raise ValueError(f"{name} is not a safe npz file: {reason}") from error
 
 
 def write_array_record(path, examples):
@@ -263,7 +282,11 @@ def _folder(path, split):
   # A class that is absent from one split must not renumber the others, hence all roots.
   folders = {f.name for r in roots or [path] for f in r.iterdir() if f.is_dir()}
   classes = {name: i for i, name in enumerate(sorted(f for f in folders if f[0] != "."))}
-  files = [f.relative_to(root) for f in sorted(root.rglob("*")) if f.suffix.lower() in FORMATS]
+  found = sorted(root.rglob("*"))
+  link = next((f for f in found if f.is_symlink() and f.is_dir()), None)
+  if link:  # rglob passes over what is in it
+    raise ValueError(f"{link} is a link to a folder: expected folders, and links to files only")
+  files = [f.relative_to(root) for f in found if f.suffix.lower() in FORMATS]
   files = [f for f in files if not any(part[0] == "." for part in f.parts)]
   if not files:
     raise ValueError(f"folder {root} has no images ({', '.join(FORMATS)})")
@@ -323,6 +346,8 @@ def _split_file(path, split, suffix):
   file = path / f"{split}.{suffix}" if path.is_dir() else path
   if not file.exists():
     raise FileNotFoundError(f"{file} does not exist, so {path} has no {split} split")
+  if not file.is_file():
+    raise ValueError(f"{file} is no file but a folder, a pipe or a device")
   return file
 
 
@@ -337,6 +362,8 @@ def _read_member(archive, member):
     declared = stream.tell() + math.prod(shape) * dtype.itemsize
   if dtype.hasobject:
     raise ValueError(f"{name} holds pickled Python objects")
+  if dtype.kind not in "biufSU" or not dtype.itemsize:
+    raise ValueError(f"{name} holds {dtype}; numbers or strings are needed")
   if declared != member.file_size:
     raise ValueError(f"{name} declares {declared} bytes and has {member.file_size}")
   with archive.open(member) as stream:
@@ -347,11 +374,13 @@ def _read_member(archive, member):
 def _opened(path):
   """The Pillow image of a file, not decoded yet; any failure names the file."""
   try:
+    if not path.is_file():
+      raise ValueError("it is no file but a folder, a pipe, a device or a broken link")
     with Image.open(path, formats=[FORMATS[path.suffix.lower()]]) as image:
       if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
       yield image
-  except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+  except Exception as error:  # Pillow raises a dozen kinds for a damaged file
     raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
@@ -365,24 +394,30 @@ def _decode(path):
   with _opened(path) as image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # Pillow's own conversion would clip it to white
-      image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+      image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
 
 
 def _captions(file, names):
   if not file.exists():
     return None
-  captions = {}
-  with open(file, encoding="utf-8") as lines:
-    for number, line in enumerate(lines, 1):
+  if not file.is_file():
+    raise ValueError(f"{file} is no file but a folder, a pipe or a device")
+  captions = dict.fromkeys(names)
+  with open(file, "rb") as stream:
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
+      if len(line) > MAX_LINE:
+        raise ValueError(f"{file}, line {number} has more than {MAX_LINE} bytes")
       try:
         row = json.loads(line)
-        captions[row["file"]] = row["caption"] + ""
-      except (ValueError, KeyError, TypeError) as error:
+        name, text = row["file"] + "", row["caption"] + ""
+      except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
           f'{file}, line {number} must be {{"file": name, "caption": text}}'
         ) from error
-  missing = next((name for name in names if name not in captions), None)
+      if name in captions:
+        captions[name] = text
+  missing = next((name for name in names if captions[name] is None), None)
   if missing:
     raise ValueError(f"{file} has no caption for {missing}")
-  return tuple(captions[name] for name in names)
+  return tuple(captions.values())

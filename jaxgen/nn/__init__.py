@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxgen.core import method
 from jaxgen.nn import mlp, unet
 
+_FROM_0 = {"depth", "downs"}  # the other whole numbers that networks take start at 1
 _IMAGE_NETS = {"UNet": unet.UNet, "ResidualMLP": mlp.ResidualMLP}
 
 
@@ -12,17 +13,26 @@ def module(cls, where, args, **fixed):
   """cls(**args, **fixed), with the lists of `args`, as JSON has them, made tuples.
 
   Raises ValueError, which says `where` the keyword stands, for one that the module does not have
-  and for a `dtype` to compute in that is none.
+  and for a value that no network can have: a width of 0, a rate of 1, a dtype that is none.
   """
-  fields = cls.__dataclass_fields__.keys() - {"parent", "name"} - fixed.keys()
-  if unknown := set(args) - fields:
-    raise ValueError(f"{where}.{min(unknown)}: {cls.__name__} has {', '.join(sorted(fields))}")
-  if "dtype" in args:
-    method.check_dtype(f"{where}.dtype", args["dtype"])
+  method.check_keywords(where, args, cls, cls.__name__, {"parent", "name", *fixed})
+  for name, value in args.items():
+    _check_field(where, name, value, cls.__dataclass_fields__[name].type)
   return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}, **fixed)
 
 
-def image_net(name, image_shape, n_classes, **args):
+def _check_field(where, name, value, kind):
+  if kind is int:
+    method.check_count(f"{where}.{name}", value, least=0 if name in _FROM_0 else 1)
+  elif kind == tuple[int, ...]:
+    method.check_counts(f"{where}.{name}", value)
+  elif kind is jnp.dtype:
+    method.check_dtype(f"{where}.{name}", value)
+  elif name == "dropout":
+    method.check_fraction(f"{where}.{name}", value)
+
+
+def image_net(name, image_shape, n_classes, /, **args):
   """The network of images and times that a config names.
 
   Args:
@@ -34,10 +44,9 @@ def image_net(name, image_shape, n_classes, **args):
     Without a label a network with classes is given the null class; `draw` is for its dropout.
 
   Raises:
-    ValueError: a name or a field that does not exist.
+    ValueError: a name or a field that does not exist, or a value out of range.
   """
-  if name not in _IMAGE_NETS:
-    raise ValueError(f"net={name!r}: expected one of {', '.join(_IMAGE_NETS)}")
+  method.check("net", name, name in _IMAGE_NETS, f"one of {', '.join(_IMAGE_NETS)}")
   out = {"out_channels": image_shape[-1]} if name == "UNet" else {}
   net = module(_IMAGE_NETS[name], "net_args", args, n_classes=n_classes, **out)
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.core import method
 from jaxgen.nn import embeddings
 
 uniform = nn.initializers.xavier_uniform()
@@ -101,10 +102,11 @@ class UNet(nn.Module):
     """x [B, H, W, C], t [B] in steps, label int32 [B] -> [B, H, W, out_channels] float32.
 
     draw(shape) -> uniform noise [B, *shape], such as noise.stream(keys): dropout is on exactly when
-    it is given. Raises ValueError for an H or W that cannot be halved so often, and for attention
-    at a height that does not occur.
+    it is given. Raises ValueError for no multipliers, an H or W that cannot be halved so often, and
+    attention at a height that does not occur.
     """
     levels = len(self.multipliers)
+    method.check("multipliers", self.multipliers, levels > 0, "at least one")
     H, W = x.shape[1:3]
     if H % 2 ** (levels - 1) or W % 2 ** (levels - 1):
       raise ValueError(

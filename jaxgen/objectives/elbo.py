@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 
 from jaxgen import noise, paths
+from jaxgen.core import method
 from jaxgen.objectives import likelihood
 
 
@@ -104,8 +105,7 @@ def diffusion_bound(field, x, keys, *, terms, v=1.0):
     ValueError: terms is not 1 to T.
   """
   n_steps = int(field.path.t_noise)
-  if not 1 <= terms <= n_steps:
-    raise ValueError(f"terms={terms}: expected 1 to {n_steps}, the length of the chain")
+  method.check_count("terms", terms, 1, n_steps)
 
   def step(total, i):
     k_t, k_eps = noise.split(noise.fold_in(keys, i))

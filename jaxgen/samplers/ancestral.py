@@ -16,7 +16,11 @@ def ancestral(field, x, keys, ts, *, v=1.0, z=None):
       the field does not predict it. arXiv:2102.09672, Eq. 15; survey Eq. 87, whose beta-bar_t is
       beta-tilde_t.
     z: [S, B, ...] in place of normal noise (tests).
+
+  Raises:
+    ValueError: a time that the path does not have.
   """
+  paths.check_times(field.path, ts)
   steps = len(ts) - 1
   q = paths.posterior(field.path, ts[:-1], ts[1:])
   log_large, log_small = jnp.log(q.large), jnp.log(jnp.where(q.small > 0.0, q.small, q.large))

@@ -15,7 +15,11 @@ def ddim(field, x, keys, ts, *, eta=0.0, z=None):
     ts: [S + 1], from noise to data, any sub-sequence of the chain; the other way round, with
       eta = 0, it encodes.
     z: [S, B, ...] in place of normal noise (tests).
+
+  Raises:
+    ValueError: a time that the path does not have.
   """
+  paths.check_times(field.path, ts)
   path, (t, s) = field.path, (ts[:-1], ts[1:])  # s is nearer to the data
   deterministic = isinstance(eta, (int, float)) and eta == 0
   std = (

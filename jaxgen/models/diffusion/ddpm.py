@@ -9,8 +9,8 @@ Classes, with labels dropped for classifier-free guidance (arXiv:2207.12598), ar
 import numpy as np
 
 from jaxgen import nn, noise, paths, samplers
-from jaxgen.core import optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check_batch, check_conditioning
+from jaxgen.core import method, optim
+from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.objectives import elbo, score
 from jaxgen.samplers import guidance
 
@@ -46,9 +46,14 @@ def build(
   Raises:
     ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
-  image_shape = tuple(image_shape)
-  check_conditioning(n_classes, label_dropout, guidance_weight)
+  image_shape = method.check_image_shape(image_shape)
+  method.check_conditioning(n_classes, label_dropout, guidance_weight)
+  method.check_count("T", T)
+  method.check_count("bound_terms", bound_terms, 1, T)
+  for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
+    method.check_number(name, beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
   path = paths.Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
+  samplers.check(path, sampler)
   init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
   def init(key):
@@ -59,7 +64,7 @@ def build(
     return lambda x_t, t: apply_net(vars.params["net"], x_t, t - 1.0, label, draw)
 
   def loss(vars, batch, keys):
-    check_batch(batch, image_shape, n_classes)
+    method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label, k_dropout = noise.split(keys, 3)
     label = None
     if n_classes:
@@ -69,6 +74,7 @@ def build(
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}. x is clipped to [-1, 1], as the paper's sampler does."""
+    method.check_cond(cond, n_classes, w)
     of = lambda label: paths.eps_field(path, eps_fn(vars, label))
     conditional = of(cond.get("label"))
     guided = guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
@@ -81,7 +87,7 @@ def build(
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, without labels, in nats [B]."""
-    check_batch(batch, image_shape, 0)
+    method.check_batch(batch, image_shape, 0)
     return -elbo.diffusion_bound(field(vars), batch["image"], keys, terms=bound_terms)
 
   return Method(

@@ -23,18 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import noise
-from jaxgen.core import axis, optim
-from jaxgen.core.method import (
-  Aux,
-  Method,
-  Phase,
-  Vars,
-  check,
-  check_batch,
-  check_count,
-  check_dtype,
-  check_weight,
-)
+from jaxgen.core import axis, method, optim
+from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.nn import bijectors
 from jaxgen.objectives import change_of_variables, likelihood
 
@@ -187,20 +177,22 @@ def build(
     ValueError: an image that cannot be halved n_scales - 1 times, or a number out of range; in use,
       a batch that does not fit.
   """
-  image_shape = tuple(image_shape)
+  image_shape = method.check_image_shape(image_shape)
   for name, count, least in (
     ("n_scales", n_scales, 1),
     ("width", width, 1),
     ("n_blocks", n_blocks, 0),
   ):
-    check_count(name, count, least)
-  check_weight("l2", l2)
-  check_dtype("dtype", dtype)
-  check("alpha", alpha, 0.0 < alpha < 0.5, "more than 0 and less than 0.5")
-  check("momentum", momentum, 0.0 <= momentum < 1.0, "at least 0 and less than 1")
+    method.check_count(name, count, least)
+  method.check_weight("l2", l2)
+  method.check_dtype("dtype", dtype)
+  method.check_number("alpha", alpha, lambda a: 0.0 < a < 0.5, "more than 0 and less than 0.5")
+  method.check_fraction("momentum", momentum)
   unit = 2 ** (n_scales - 1)
   fits = not any(side % unit for side in image_shape[:2])
-  check("image_shape", image_shape, fits, f"height and width divisible by {unit}, for n_scales")
+  method.check(
+    "image_shape", image_shape, fits, f"height and width divisible by {unit}, for n_scales"
+  )
   dims = math.prod(image_shape)
   net = Flow(n_scales, width, n_blocks, momentum, jnp.dtype(dtype))
 
@@ -220,7 +212,7 @@ def build(
     return change_of_variables.normal_log_prob(z, log_det) + dims * math.log(likelihood.BIN)
 
   def loss(vars, batch, keys):
-    check_batch(batch, image_shape, 0)
+    method.check_batch(batch, image_shape, 0)
     y, log_det = to_logit(likelihood.dequantize(keys, batch["image"].astype(jnp.float32)))
     (z, term), stats = apply(vars, y, train=True, mutable=["batch_stats"])
     nats = -bound(z, log_det + term).mean()
@@ -231,14 +223,14 @@ def build(
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B]: one draw of uniform dequantization."""
-    check_batch(batch, image_shape, 0)
+    method.check_batch(batch, image_shape, 0)
     y, log_det = to_logit(likelihood.dequantize(keys, batch["image"].astype(jnp.float32)))
     z, term = apply(vars, y)
     return bound(z, log_det + term)
 
   def encode(vars, batch, keys):
     """z [B, H, W, C] of the images as they are, in the middle of their bins; keys: not used."""
-    check_batch(batch, image_shape, 0)
+    method.check_batch(batch, image_shape, 0)
     return apply(vars, to_logit(batch["image"].astype(jnp.float32))[0])[0]
 
   def decode(vars, z):
@@ -248,7 +240,8 @@ def build(
     return {"image": jnp.clip((256.0 * x - 128.0) / 127.5, -1.0, 1.0)}
 
   def sample(vars, keys, cond={}):
-    """{"image": [n, *image_shape]}, clipped to [-1, 1]. survey Box 6."""
+    """{"image": [n, *image_shape]}, clipped to [-1, 1]. cond: {}, no classes. survey Box 6."""
+    method.check_cond(cond, 0)
     return decode(vars, noise.normal(keys, image_shape))
 
   return Method(

@@ -12,8 +12,8 @@ import math
 import jax.numpy as jnp
 
 from jaxgen import nn, noise, paths, samplers
-from jaxgen.core import optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check_batch, check_conditioning
+from jaxgen.core import method, optim
+from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.objectives import change_of_variables, likelihood, velocity
 from jaxgen.samplers import guidance
 
@@ -47,9 +47,11 @@ def build(
   Raises:
     ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
-  image_shape = tuple(image_shape)
-  check_conditioning(n_classes, label_dropout, guidance_weight)
+  image_shape = method.check_image_shape(image_shape)
+  method.check_conditioning(n_classes, label_dropout, guidance_weight)
+  method.check_count("ode_steps", ode_steps)
   path = paths.Linear(sigma_min)
+  samplers.check(path, sampler)
   init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
   def init(key):
@@ -60,7 +62,7 @@ def build(
     return lambda x_t, t: apply_net(vars.params["net"], x_t, 1000.0 * t, label, draw)
 
   def loss(vars, batch, keys):
-    check_batch(batch, image_shape, n_classes)
+    method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label, k_dropout = noise.split(keys, 3)
     label = None
     if n_classes:
@@ -70,6 +72,7 @@ def build(
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}."""
+    method.check_cond(cond, n_classes, w)
     of = lambda label: paths.velocity_field(path, velocity_fn(vars, label))
     conditional = of(cond.get("label"))
     return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
@@ -86,7 +89,7 @@ def build(
     crowd at the data, where the density is steep: on MNIST at 16x16, 50 of them are 0.03 and 100
     are 0.01 bits/dim below the limit; uniform steps are far from it.
     """
-    check_batch(batch, image_shape, 0)
+    method.check_batch(batch, image_shape, 0)
     k_pixels, k_trace = noise.split(keys)
     x = likelihood.dequantize(k_pixels, batch["image"])
     ts = 1.0 - jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3

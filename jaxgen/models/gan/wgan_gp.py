@@ -21,17 +21,8 @@ import optax
 
 from jaxgen import nn as nets
 from jaxgen import noise
-from jaxgen.core import axis, optim
-from jaxgen.core.method import (
-  Aux,
-  Method,
-  Phase,
-  Vars,
-  check,
-  check_batch,
-  check_count,
-  check_weight,
-)
+from jaxgen.core import axis, method, optim
+from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.objectives import adversarial
 
 he = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
@@ -204,29 +195,30 @@ def build(
   Raises:
     ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
-  image_shape = tuple(image_shape)
+  image_shape = method.check_image_shape(image_shape)
   for name, count in (("z_dim", z_dim), ("n_critic", n_critic), ("gen_rows", gen_rows)):
-    check_count(name, count)
-  check_count("n_classes", n_classes, 0)
-  check_weight("gp_weight", gp_weight)
-  check("class_weights", class_weights, len(class_weights) == 2, "two, critic's and generator's")
+    method.check_count(name, count)
+  method.check_count("n_classes", n_classes, 0)
+  method.check_weight("gp_weight", gp_weight)
+  pair = isinstance(class_weights, (tuple, list)) and len(class_weights) == 2
+  method.check("class_weights", class_weights, pair, "two, critic's and generator's")
   for weight in class_weights:
-    check_weight("class_weights", weight)
-  check("net", net, net in NETS, f"one of {', '.join(NETS)}")
+    method.check_weight("class_weights", weight)
+  method.check("net", net, net in NETS, f"one of {', '.join(NETS)}")
   classes = {"n_classes": n_classes} if net == "ResNet" else {}
-  check("n_classes", n_classes, net == "ResNet" or not n_classes, "0 for net='MLP'")
+  method.check("n_classes", n_classes, net == "ResNet" or not n_classes, "0 for net='MLP'")
   gen = nets.module(NETS[net][0], "gen_args", gen_args, image_shape=image_shape, **classes)
   critic = nets.module(NETS[net][1], "critic_args", critic_args, **classes)
   if net == "ResNet":
     for name, module in (("gen_args", gen), ("critic_args", critic)):
-      check(f"{name}.channels", module.channels, module.channels, "at least one number")
-      for n in module.channels:
-        check_count(f"{name}.channels", n)
+      method.check(f"{name}.channels", module.channels, module.channels, "at least one number")
     fits = critic.downs in range(len(critic.channels) + 1)
-    check("critic_args.downs", critic.downs, fits, f"0 to {len(critic.channels)}, its blocks")
+    method.check(
+      "critic_args.downs", critic.downs, fits, f"0 to {len(critic.channels)}, its blocks"
+    )
     factor = 2 ** max(len(gen.channels) - 1, critic.downs)
     fits = all(side % factor == 0 for side in image_shape[:2])
-    check("image_shape", image_shape, fits, f"height and width divisible by {factor}")
+    method.check("image_shape", image_shape, fits, f"height and width divisible by {factor}")
 
   def init(key):
     k_gen, k_critic = jax.random.split(key)
@@ -250,7 +242,7 @@ def build(
 
   def critic_loss(vars, batch, keys):
     """The mean of L in survey Box 4; with classes, plus the weighted cross-entropy."""
-    check_batch(batch, image_shape, n_classes)
+    method.check_batch(batch, image_shape, n_classes)
     x, label = batch["image"].astype(jnp.float32), batch.get("label")
     k_z, k_gp = noise.split(keys)
     x_fake, _ = generate(vars, k_z, label, train=True)
@@ -277,6 +269,7 @@ def build(
 
   def sample(vars, keys, cond={}):
     """{"image": [n, *image_shape]}. cond: {"label": int32 [n]}; by default labels are drawn."""
+    method.check_cond(cond, n_classes)
     k_z, k_label = noise.split(keys)
     label = cond.get("label", noise.randint(k_label, 0, n_classes) if n_classes else None)
     return {"image": generate(vars, k_z, label, train=False)[0]}

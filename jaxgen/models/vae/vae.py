@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import noise
-from jaxgen.core import optim
-from jaxgen.core.method import Aux, Method, Phase, Vars, check, check_batch, check_count
+from jaxgen.core import method, optim
+from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.objectives import elbo, likelihood
 
 
@@ -98,10 +98,10 @@ def build(
   Raises:
     ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
-  image_shape = tuple(image_shape)
-  check("decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
-  check_count("z_dim", z_dim)
-  check_count("width", width)
+  image_shape = method.check_image_shape(image_shape)
+  method.check("decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
+  method.check_count("z_dim", z_dim)
+  method.check_count("width", width)
   dims, p = math.prod(image_shape), DECODERS[decoder]
   encoder_net, decoder_net = GaussianMLP(width, z_dim), p.net(width, dims)
 
@@ -113,7 +113,7 @@ def build(
 
   def posterior(vars, batch, keys):
     """x [B, D] as the decoder takes it, and mean and log variance of q(z | x), [B, z_dim]."""
-    check_batch(batch, image_shape, 0)
+    method.check_batch(batch, image_shape, 0)
     pixels = batch["image"].astype(jnp.float32)
     x = p.data(keys, pixels.reshape(len(pixels), dims))
     return x, *encoder_net.apply({"params": vars.params["encoder"]}, x)
@@ -152,7 +152,8 @@ def build(
     return {"image": p.mean(decoded(vars, latents)).reshape(-1, *image_shape)}
 
   def sample(vars, keys, cond={}):
-    """{"image": [n, *image_shape]}: E[x | z] at z ~ N(0, I)."""
+    """{"image": [n, *image_shape]}: E[x | z] at z ~ N(0, I). cond: {}, no classes."""
+    method.check_cond(cond, 0)
     return decode(vars, noise.normal(keys, (z_dim,)))
 
   return Method(
