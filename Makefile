@@ -18,13 +18,13 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	.venv/bin/ruff check -q . && .venv/bin/ruff format -q --check .
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	.venv/bin/python -m pytest -n 2
 
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m pytest -o addopts="" -q tests/parity
 
 test-newest: .venv-newest/ready
-	.venv-newest/bin/python -m pytest -n 2 --dist loadgroup
+	.venv-newest/bin/python -m pytest -n 2
 
 soak: .venv/ready
 	.venv/bin/python -m pytest -o addopts="" -q -s tests/soak

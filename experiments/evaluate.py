@@ -18,7 +18,9 @@ SOURCE = flags.DEFINE_string("source", None, "In place of the run's data.source.
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Of the data.")
 N = flags.DEFINE_integer("n", None, "The first so many examples; all by default.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise in a bound or an estimate.", lower_bound=0)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Examples at a time.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 100, "Examples read and sent at a time; numbers do not depend on it.", lower_bound=1
+)
 
 
 def main():

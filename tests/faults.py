@@ -20,9 +20,7 @@ def start(folder, hosts=1, **flags):
   path = f"{processes.ROOT}{os.pathsep}{processes.ROOT}/tests"
   address = [f"--coordinator_address=127.0.0.1:{processes.free_port()}", f"--num_processes={hosts}"]
   each = [[*address, f"--process_id={i}"] if hosts > 1 else [] for i in range(hosts)]
-  # Nobody reads before the end: a progress bar would fill the pipe, and the run would wait.
-  environment = processes.environment(PYTHONPATH=path, TQDM_DISABLE="1")
-  return [processes.start(words + e, environment) for e in each]
+  return [processes.start(words + e, processes.environment(PYTHONPATH=path)) for e in each]
 
 
 def finish(started):

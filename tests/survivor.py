@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+import tqdm
 from absl import flags
 
 from experiments import launch
@@ -107,7 +108,10 @@ def run(folder, steps, *, every=2, mode="jit", timeout=600, seconds=0.0, fault=N
     print(f"starts after step {first}", flush=True)
     return open_writers(workdir, first)
 
+  # Nobody reads before the end: a progress bar would fill the pipe, and the run would wait.
+  silent = lambda *_: tqdm.tqdm(disable=True)
   with (
+    mock.patch.object(report, "progress", silent),
     mock.patch.object(sources, "open_source", lambda *_, **__: Examples(fault, at)),
     mock.patch.object(report, "write", slow_write),
     mock.patch.object(report, "open_writers", tell),

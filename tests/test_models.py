@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxgen import noise
-from jaxgen.core import axis, inference, method, step
+from jaxgen.core import axis, checkpoint, inference, method, step
 from jaxgen.core import config as config_lib
 from jaxgen.data import pipeline, sources
 
@@ -53,16 +53,17 @@ def with_sgd(made):
 
 @functools.cache
 def one_step(path):
-  """(method with SGD, its state, state and metrics after a step on one device)."""
+  """(method with SGD, its state, state and metrics after a step on one device, that step)."""
   _, made, _, batch = built(path)
   made = with_sgd(made)
   state = jax.jit(lambda key: step.init_state(made, key))(KEY(0))
-  return made, state, *jax.jit(lambda s: step.train_step(made, s, batch, KEY(1)))(state)
+  run = jax.jit(lambda s: step.train_step(made, s, batch, KEY(1)))
+  return made, state, *run(state), run
 
 
 @every_config
 def test_a_step_trains_what_it_owns_and_nothing_else(path):
-  made, state, new, metrics = one_step(path)
+  made, state, new, metrics, _ = one_step(path)
   assert all(np.isfinite(v).all() for v in jax.tree.leaves(metrics))
   assert jax.tree.structure(new) == jax.tree.structure(state)
   for net in state.params:
@@ -72,9 +73,21 @@ def test_a_step_trains_what_it_owns_and_nothing_else(path):
 
 
 @every_config
+def test_a_checkpoint_goes_on_to_the_bit(path, tmp_path):
+  """Acceptance test 3: the step after a state, and after what a checkpoint of it gives back."""
+  _, _, state, _, run = one_step(path)
+  workdir, note = checkpoint.open_workdir(tmp_path), {"seed": 0}
+  with checkpoint.open_manager(workdir, note) as manager:
+    checkpoint.save(manager, state)
+  with checkpoint.open_manager(workdir, note) as manager:
+    restored = checkpoint.restore(manager, checkpoint.newest(manager, note), state)
+  chex.assert_trees_all_equal(run(jax.device_get(restored)), run(state))
+
+
+@every_config
 def test_two_devices_take_the_step_of_one(path):
   """Under shard_map, the strictest mode: no local ratios, row slices or noise per device."""
-  made, state, *one = one_step(path)
+  made, state, *one, _ = one_step(path)
   run = lambda s, b: step.train_step(made, s, b, KEY(1))
   mesh = Mesh(np.asarray(jax.devices()[:2]), (axis.NAME,))
   specs = dict(in_specs=(P(), P(None, axis.NAME)), out_specs=P(), check_vma=False)
@@ -103,7 +116,7 @@ def test_a_sample_is_the_same_on_four_devices_and_on_one_in_any_batch(path):
 
 @configs_with("log_prob")
 def test_evaluation_does_not_depend_on_the_batch(path):
-  """10 examples in batches of 4 on 4 devices, and one by one on one."""
+  """10 examples as evaluation takes them, and in another program, which rounds in another way."""
   config, made, state, _ = built(path)
   source = sources.open_source(config.data.source, "test")
   result = inference.evaluator(made, 4)(state.vars, source, KEY(3), limit=10)
@@ -229,24 +242,32 @@ def test_bfloat16_compute_keeps_float32_parameters_and_losses():
     (
       "diffusion.ddpm",
       {"emma": 1},
-      "args.emma: diffusion.ddpm takes no such keyword; did you mean",
+      "args.emma=1: diffusion.ddpm takes no such keyword; did you mean 'ema'?",
     ),
     ("diffusion.ddpm", {"net": "UNnet"}, "net='UNnet': expected one of UNet, ResidualMLP"),
-    ("diffusion.ddpm", {"net_args": {"width": 3}}, "net_args.width: UNet has attention, channels"),
+    ("diffusion.ddpm", {"net_args": {"width": 3}}, "net_args.width=3: UNet takes no such keyword"),
     ("diffusion.ddpm", {"tx": {"lr": float("nan")}}, "tx.lr=nan"),
-    ("diffusion.ddpm", {"beta_T": 1.5}, "betas="),
+    ("diffusion.ddpm", {"beta_T": 1.5}, "beta_T=1.5: expected between 0 and 1"),
     ("vae.vae", {"decoder": "poisson"}, "decoder='poisson': expected one of bernoulli, gaussian"),
     ("vae.vae", {"z_dim": 0}, "z_dim=0: expected a whole number, 1 or more"),
     ("gan.wgan_gp", {"net": "DCGAN"}, "net='DCGAN': expected one of ResNet, MLP"),
     ("gan.wgan_gp", {"net": "MLP", "n_classes": 2, "gen_args": {}}, "n_classes=2: expected 0 for"),
-    ("gan.wgan_gp", {"gen_args": {"width": 3}}, "gen_args.width: Generator has channels, dtype"),
+    (
+      "gan.wgan_gp",
+      {"gen_args": {"width": 3}},
+      "gen_args.width=3: Generator takes no such keyword",
+    ),
     ("gan.wgan_gp", {"image_shape": (30, 30, 3)}, "image_shape=(30, 30, 3): expected height and"),
     ("gan.wgan_gp", {"gp_weight": float("nan")}, "gp_weight=nan: expected a finite number"),
     ("gan.wgan_gp", {"n_critic": 2.5}, "n_critic=2.5: expected a whole number"),
     ("gan.wgan_gp", {"z_dim": 0}, "z_dim=0: expected a whole number"),
     ("gan.wgan_gp", {"class_weights": (1.0,)}, "class_weights=(1.0,): expected two"),
     ("gan.wgan_gp", {"gen_args": {"channels": ()}}, "gen_args.channels=(): expected at least one"),
-    ("gan.wgan_gp", {"gen_args": {"channels": (8, -8)}}, "gen_args.channels=-8: expected a whole"),
+    (
+      "gan.wgan_gp",
+      {"gen_args": {"channels": (8, -8)}},
+      "gen_args.channels=(8, -8): expected a tuple",
+    ),
     ("gan.wgan_gp", {"critic_args": {"downs": 5}}, "critic_args.downs=5: expected 0 to 4, its"),
     ("gan.wgan_gp", {"gen_args": {"dtype": "float17"}}, "gen_args.dtype='float17': expected float"),
   ],

@@ -1,13 +1,19 @@
 """Noise belongs to the example: not to its batch, its device or its neighbours."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import processes
 import pytest
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxgen import noise
-from jaxgen.core import axis, parallel
+from jaxgen.core import axis, parallel, step
+from jaxgen.core.method import Aux, Method, Phase, Vars
 
 KEY = jax.random.key(3)
 DRAWS = {
@@ -29,14 +35,31 @@ def test_a_row_draws_the_same_alone_and_in_any_batch(draw):
   np.testing.assert_array_equal(draw(noise.rows(KEY, 1, first=3))[0], whole[3])
 
 
-def test_rows_on_devices_are_the_rows_of_one_device():
-  """Acceptance test 20: draws do not depend on the topology."""
+def draws(devices):
+  """What eight rows draw on these devices, by jit with keys split over them and by shard_map."""
+  mesh, n = Mesh(np.asarray(devices), (axis.NAME,)), 8 // len(devices)
+  by_rows = NamedSharding(mesh, P(axis.NAME))
+  every = lambda keys: {name: draw(jax.random.clone(keys)) for name, draw in DRAWS.items()}
+  keys = jax.jit(lambda key: noise.rows(key, 8), out_shardings=by_rows)(KEY)
+  local = lambda key: every(noise.rows(key, n, axis.first_row(n)))
+  spread = jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=P(axis.NAME), check_vma=False)
+  both = jax.jit(every, out_shardings=by_rows)(keys), jax.jit(spread)(KEY)
+  return [{k: np.asarray(parallel.whole(x)).tolist() for k, x in found.items()} for found in both]
 
-  def local(key):
-    return noise.normal(noise.rows(key, 2, axis.first_row(2)), (5,))
 
-  spread = jax.shard_map(local, mesh=parallel.mesh(), in_specs=P(), out_specs=P(axis.NAME))
-  np.testing.assert_array_equal(jax.jit(spread)(KEY), noise.normal(noise.rows(KEY, 8), (5,)))
+def in_children(hosts, devices, sizes):
+  """`draws` of each host, on its first so many devices for each of the sizes."""
+  call = f"[t.draws(parallel.mesh().devices[:n]) for n in {sizes}]"
+  body = f"import json, test_noise as t\nprint('draws', json.dumps({call}))"
+  texts = processes.run(body, hosts, devices)
+  return [json.loads(text.split("draws ")[-1].splitlines()[0]) for text in texts]
+
+
+def test_draws_do_not_depend_on_the_topology():
+  """Acceptance test 20: 1, 2 and 8 devices, two hosts with two, by jit and by shard_map."""
+  one = draws(jax.devices()[:1])[0]
+  assert in_children(1, 8, [1, 2, 8]) == [[[one, one]] * 3]
+  assert in_children(2, 2, [4]) == [[[one, one]]] * 2
 
 
 def test_the_shared_key_is_the_same_on_every_device_and_no_rows():
@@ -55,12 +78,31 @@ def test_the_shared_key_is_the_same_on_every_device_and_no_rows():
   assert tuple(np.asarray(one)) not in rows
 
 
-def test_no_two_rows_steps_or_splits_share_a_key():
-  """Acceptance test 20: no duplicates in 10^4, over rows, `fold_in` and `split`."""
-  keys = noise.rows(KEY, 1000)
-  groups = [keys, *noise.split(keys, 4), *(noise.fold_in(keys, i) for i in range(5))]
-  data = np.concatenate([jax.random.key_data(k) for k in groups])
-  assert len(np.unique(data, axis=0)) == len(data) == 10_000
+def test_no_two_examples_or_steps_share_noise():
+  """Acceptance test 20: 10^4 rows of 100 steps, and those of a run's other keys, are different."""
+  calls, rows = 5, 20  # two updates on two micro-batches each, and another phase
+
+  def loss(vars, batch, keys):
+    seen = jnp.concatenate([vars.extra["seen"][1:], jax.random.key_data(keys)[None]])
+    return jnp.sum(vars.params["net"] ** 2), Aux(extra={"seen": seen})
+
+  init = lambda key: Vars({"net": jnp.zeros(2)}, {"seen": jnp.zeros((calls, rows, 2), jnp.uint32)})
+  tx = optax.sgd(0.1)
+  phases = {"a": Phase(loss, ("net",), tx, repeats=2, accumulate=2), "b": Phase(loss, ("net",), tx)}
+  method = Method(init, phases)
+  k_init, k_calibrate, k_step, k_sample, k_eval = jax.random.split(jax.random.key(0), 5)
+  state, batch = step.init_state(method, KEY), {"x": jnp.zeros((4, rows, 1))}
+  take = jax.jit(lambda state: step.train_step(method, state, batch, k_step)[0])
+  seen = []
+  for _ in range(100):
+    state = take(state)
+    seen.append(np.asarray(state.extra["seen"]).reshape(-1, 2))
+  assert sum(map(len, seen)) == 10_000
+  others = [noise.rows(k, 1000) for k in (k_calibrate, k_sample, k_eval)]
+  others += [jax.random.split(k_init, 100), *noise.split(noise.rows(KEY, 1000), 4)]
+  others += [noise.fold_in(noise.rows(KEY, 1000), i) for i in range(5)]
+  data = np.concatenate([*seen, *map(jax.random.key_data, others)])
+  assert len(np.unique(data, axis=0)) == len(data) == 22_100
 
 
 def test_a_stream_draws_new_noise_at_every_call():

@@ -100,8 +100,8 @@ def compile_calibrate(method, mode):
 def compile_rows(fn, rows):
   """(vars, inputs, key, first) -> fn(vars, inputs, keys [rows]), whole on every host.
 
-  What sampling and evaluation use, in every training mode: the rows are split over the devices,
-  and row i draws what row first + i of the sequence of `key` draws, in any batch.
+  What sampling uses, in every training mode: the rows are split over the devices, and row i draws
+  what row first + i of the sequence of `key` draws, in any batch.
   """
   by_rows, whole = NamedSharding(mesh(), P(axis.NAME)), NamedSharding(mesh(), P())
 
@@ -113,6 +113,22 @@ def compile_rows(fn, rows):
   return jax.jit(run, out_shardings=whole)
 
 
+def copies(tree):
+  """Arrays, split over the devices or not -> whole ones, a tree for each device of this host."""
+  whole = NamedSharding(mesh(), P())
+  if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+    # In one program, since several that talk to other hosts must not run side by side.
+    tree = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
+  spread = jax.device_put(tree, whole)
+  on = lambda i: jax.tree.map(lambda x: x.addressable_shards[i].data, spread)
+  return [on(i) for i in range(jax.local_device_count())]
+
+
+def sum_hosts(x):
+  """The sum over the hosts of numpy [n, ...]: all call this."""
+  return multihost_utils.process_allgather(x, tiled=True).reshape(-1, *x.shape).sum(0)
+
+
 def shard_batch(batch, mode):
   """This host's rows of each micro-batch, numpy [K, b, ...] -> what the compiled step takes."""
   if mode == "pmap":
@@ -121,11 +137,6 @@ def shard_batch(batch, mode):
     by_device = NamedSharding(_local_mesh(), _MICRO_ROWS)
     return jax.tree.map(lambda x: jax.device_put(split(x), by_device), batch)
   return _from_hosts(batch, _MICRO_ROWS)
-
-
-def shard_rows(batch):
-  """This host's rows, numpy [b, ...] -> what `compile_rows` takes as `inputs`, [B, ...]."""
-  return _from_hosts(batch, P(axis.NAME))
 
 
 def replicate(tree):

@@ -1,0 +1,109 @@
+"""Evaluation is exact: one number on any devices, any hosts and in batches of any size."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import processes
+import pytest
+import recipes
+
+from jaxgen.core import inference, method, parallel, step
+from jaxgen.data import sources
+
+KEY = jax.random.key(3)
+COUNTS, BATCH_SIZES = (1, 13, 37), (7, 16, 100)
+# The sum over examples says which of them were seen: each exactly once, or it is another number.
+POWERS = method.Method(
+  init=lambda key: method.Vars({}),
+  fns={"log_prob": lambda vars, batch, keys: 2.0 ** batch["image"][:, 0, 0, 0]},
+)
+
+
+def numbered(n):
+  """n examples, float images [1, 1, 1] that are their number."""
+  return sources.Arrays({"image": np.arange(n, dtype=np.float32)[:, None, None, None]})
+
+
+def models():
+  """name -> (method, vars, source) of all that offer log_prob, with random parameters."""
+  for path in recipes.CONFIGS:
+    config, rng = recipes.small(path), np.random.default_rng(0)
+    made = method.build(config.model, config.args)
+    if "log_prob" in made.fns:
+      params, extra = jax.eval_shape(lambda made=made: step.init_state(made, KEY).vars)
+      draw = lambda x, rng=rng: rng.normal(0.0, 0.1, x.shape).astype(x.dtype)
+      ones = lambda x: np.ones(x.shape, x.dtype)
+      vars = method.Vars(jax.tree.map(draw, params), jax.tree.map(ones, extra))
+      yield path.stem, made, vars, sources.open_source(config.data.source, "test")
+
+
+def numbers(batch_size):
+  """name/N -> what every model offers on its first N examples."""
+  found = {}
+  for name, made, vars, source in models():
+    vars, evaluate = parallel.replicate(vars), inference.evaluator(made, batch_size)
+    for n in COUNTS:
+      found[f"{name}/{n}"] = evaluate(vars, source, KEY, limit=n)
+    if name == "vae":  # parameters that are split over the devices
+      split = parallel.place(vars, parallel.compile_init(made, "fsdp")(jax.random.key(0)).vars)
+      assert evaluate(split, source, KEY, limit=n) == found[f"{name}/{n}"]
+  return found
+
+
+def check_every_example_is_seen_once():
+  """On all of this process's devices and on all hosts; a hang ends the process."""
+  signal.alarm(15)
+  for batch_size in BATCH_SIZES:
+    evaluate = inference.evaluator(POWERS, batch_size)
+    for n in COUNTS:
+      for source, limit in ((numbered(n), None), (numbered(n), 1000), (numbered(50), n)):
+        result = evaluate(method.Vars({}), source, KEY, limit=limit)
+        nats = (2**n - 1) / n
+        assert result == {"nats": nats, "bits_per_dim": -nats / np.log(2.0), "n": n}, (n, limit)
+    with pytest.raises(ValueError, match="the source is empty"):
+      evaluate(method.Vars({}), numbered(0), KEY)
+    with pytest.raises(ValueError, match="limit=0 must be at least 1"):
+      evaluate(method.Vars({}), numbered(3), KEY, limit=0)
+  signal.alarm(0)
+
+
+def in_children(hosts, devices, call, check=""):
+  """What `call` returns in each of the hosts, after `check`."""
+  body = f"import json, test_evaluation as t\n{check}\nprint('numbers', json.dumps({call}))"
+  texts = processes.run(body, hosts, devices)
+  return [json.loads(t.split("numbers ")[-1].splitlines()[0]) for t in texts]
+
+
+def test_models_have_one_number_on_all_devices_and_hosts():
+  """Acceptance test 19: one device = four devices = two hosts with two, in batches of any size."""
+  one = in_children(1, 1, "t.numbers(100)")[0]
+  assert {name.split("/")[0] for name in one} >= {"ddpm", "flow_matching", "realnvp", "vae"}
+  assert {name: result["n"] for name, result in one.items()} == {
+    name: int(name.split("/")[1]) for name in one
+  }
+  assert numbers(7) == one
+  two_hosts = in_children(2, 2, "t.numbers(16)", "t.check_every_example_is_seen_once()")
+  assert two_hosts == [one, one]
+
+
+def test_every_example_is_seen_once():
+  """Acceptance test 19: fewer examples than rows, none, a limit beyond the end; four devices."""
+  check_every_example_is_seen_once()
+
+
+def test_an_empty_split_is_named(tmp_path):
+  """Acceptance test 19: N = 0."""
+  np.savez(tmp_path / "test.npz", image=np.zeros((0, 2, 2, 1), np.uint8))
+  with pytest.raises(ValueError, match=rf"npz:{tmp_path}' has no examples in its test split"):
+    sources.open_source(f"npz:{tmp_path}", "test")
+
+
+def test_what_is_not_finite_is_named():
+  """The first such example, also behind the first block; padding may be anything."""
+  bad = lambda vars, batch, keys: 1.0 / (batch["image"][:, 0, 0, 0] - 35.0)
+  evaluate = inference.evaluator(POWERS._replace(fns={"log_prob": bad}), 100)
+  with pytest.raises(FloatingPointError, match="log_prob of test example 35 is not finite"):
+    evaluate(method.Vars({}), numbered(40), KEY)
+  assert evaluate(method.Vars({}), numbered(40), KEY, limit=35)["n"] == 35
