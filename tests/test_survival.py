@@ -18,7 +18,7 @@ import pytest
 import recipes
 import survivor
 
-from jaxgen.core import checkpoint, loop
+from jaxgen.core import checkpoint, loop, manifest
 from jaxgen.core import config as config_lib
 from jaxgen.core.method import Aux, Method, Phase, Vars
 
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path):
 @contextlib.contextmanager
 def ending(monkeypatch, how):
   """The last write of every checkpoint takes long, or fails."""
-  write = checkpoint._write_manifest
+  write = manifest.write
 
   def slow(folder, note):
     time.sleep(0.5)
@@ -125,7 +125,7 @@ def ending(monkeypatch, how):
     write(folder, note)
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, "_write_manifest", slow)
+    patch.setattr(manifest, "write", slow)
     yield
 
 
@@ -171,7 +171,7 @@ def test_flipped_bits_are_found(two_checkpoints):
   rng, step = random.Random(0), two_checkpoints / "checkpoints/6"
   files = [*json.loads((step / "manifest.json").read_text())["files"], "manifest.json"]
   read = {str(p.relative_to(step)) for p in step.rglob("*") if p.is_file()}
-  assert {pathlib.Path(f).name for f in read - set(files)} == set(checkpoint._TIMES)
+  assert {pathlib.Path(f).name for f in read - set(files)} == set(manifest.NOT_IN_IT)
   for i in range(100):
     path = step / files[i % len(files)]
     at = rng.randrange(8 * path.stat().st_size)
@@ -187,7 +187,7 @@ def test_flipped_bits_are_found(two_checkpoints):
 def test_what_no_manifest_covers_is_not_read(two_checkpoints):
   """Acceptance test 16: Orbax's time stamps, the only files that a save touches after it."""
   expected, step = survivor.load(two_checkpoints), two_checkpoints / "checkpoints/6"
-  for path in (step / name for name in checkpoint._TIMES):
+  for path in (step / name for name in manifest.NOT_IN_IT):
     faults.flip(path, 8 * (path.stat().st_size // 2))
     jax.tree.map(np.testing.assert_array_equal, survivor.load(two_checkpoints), expected)
     faults.flip(path, 8 * (path.stat().st_size // 2))

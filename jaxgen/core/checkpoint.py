@@ -9,7 +9,6 @@ workdir/frozen.json           where those came from: name -> {source, sha256}
 What does not agree with its manifest is never restored.
 """
 
-import concurrent.futures
 import contextlib
 import faulthandler
 import functools
@@ -26,12 +25,10 @@ from absl import logging
 from etils import epath
 
 from jaxgen.core import config as config_lib
+from jaxgen.core import manifest, parallel, step
 from jaxgen.core import method as method_lib
-from jaxgen.core import parallel, step
 
 _KEEP = 2  # newest checkpoints on disk
-_MANIFEST = "manifest.json"
-_TIMES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # Orbax's, still to be written; not read
 _GRACE = 8  # seconds that a host which failed among several may take to finish a save
 
 
@@ -53,7 +50,7 @@ def open_manager(workdir, note):
 
   def seal():  # called on host 0 when all is written, before the folder gets its final name
     newest = max((p for p in folder.iterdir() if p.name[0].isdigit()), key=step)
-    _write_manifest(newest, {"step": step(newest), **note})
+    manifest.write(newest, {"step": step(newest), **note})
 
   options = ocp.CheckpointManagerOptions(
     max_to_keep=_KEEP,
@@ -123,7 +120,7 @@ def newest(manager, note, names=("state", "opt"), allow_fallback=False):
     ValueError: a file is missing or not as it was saved, or no checkpoint is good; names the file.
   """
   for at in sorted(manager.all_steps(), reverse=True):
-    damage = _damage(manager.directory / str(at), {"step": at, **note}, names)
+    damage = manifest.damage(manager.directory / str(at), {"step": at, **note}, names)
     if not damage:
       return at
     if not allow_fallback:
@@ -155,7 +152,7 @@ def save_frozen(workdir, frozen, sources):
   with ocp.StandardCheckpointer() as saver:
     saver.save(workdir / "frozen", frozen, force=True)
   if jax.process_index() == 0:
-    _write_manifest(workdir / "frozen", {})
+    manifest.write(workdir / "frozen", {})
   frozen = jax.tree.map(parallel.whole, frozen)
   if jax.process_index() == 0:
     origin = {k: {"source": sources.get(k, "init"), "sha256": sha256(frozen[k])} for k in frozen}
@@ -170,69 +167,12 @@ def restore_frozen(workdir, like):
   if not like:
     return like
   folder = workdir / "frozen"
-  damage = _damage(folder, {}, names=("",))
+  damage = manifest.damage(folder, {}, names=("",))
   if damage:
     raise ValueError(damage)
   with ocp.StandardCheckpointer() as saver:
     _compare("frozen", saver.metadata(folder).item_metadata.tree, like)
     return saver.restore(folder, like)
-
-
-def _write_manifest(folder, note):
-  """folder/manifest.json: `note`, the sha256 of every file below, and its own."""
-  files = [root / name for root, _, names in folder.walk() for name in names if name not in _TIMES]
-  names = [str(p.relative_to(folder)) for p in files]
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    digests = pool.map(_file_sha256, files)
-  table = {**note, "files": dict(sorted(zip(names, digests, strict=True)))}
-  (folder / _MANIFEST).write_text(_sealed(table))
-
-
-def _damage(folder, note, names):
-  """What of a folder's items does not agree with its manifest, "" where all does; on all hosts."""
-  found = ""
-  if jax.process_index() == 0:
-    try:
-      _verify(folder, note, names)
-    except ValueError as e:
-      found = str(e)
-  return parallel.gather_text(found)[0]
-
-
-def _verify(folder, note, names):
-  path = folder / _MANIFEST
-  if not path.exists():
-    raise ValueError(f"{path} is missing")
-  text = path.read_bytes()
-  try:
-    table = json.loads(text)
-    table.pop("sha256")
-  except (ValueError, AttributeError, KeyError) as e:
-    raise ValueError(f"{path} is damaged: {e!r}") from e
-  if text != _sealed(table).encode():
-    raise ValueError(f"{path} is damaged: its own sha256 differs")
-  for key, value in note.items():
-    if table.get(key) != value:
-      raise ValueError(f"{path} has {key}={table.get(key)!r}: expected {value!r}")
-  files = {k: v for k, v in table["files"].items() if k.startswith(names)}
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    digests = pool.map(_file_sha256, [folder / name for name in files])
-  for (name, digest), found in zip(files.items(), digests, strict=True):
-    if digest != found:
-      raise ValueError(f"{folder / name}: sha256 is {found}, {_MANIFEST} has {digest}")
-
-
-def _sealed(table):
-  own = hashlib.sha256(json.dumps(table).encode()).hexdigest()
-  return json.dumps({**table, "sha256": own}, indent=1) + "\n"
-
-
-def _file_sha256(path):
-  try:
-    with path.open("rb") as f:
-      return hashlib.file_digest(f, "sha256").hexdigest()
-  except OSError as e:
-    return f"unknown ({e})"
 
 
 def sha256(tree):
