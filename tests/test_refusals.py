@@ -124,6 +124,8 @@ CASES = {
   "kind": (trained({"data.source": "npx:x"}), "source='npx:x' must start with one of digits, npz"),
   "path": (trained({"data.source": "npz:nowhere"}), "nowhere does not exist"),
   "image_size": (trained({"data.image_size": -4}), "config.data.image_size=-4: expected a whole"),
+  "timeout": (trained({"data.timeout": 0}), "config.data.timeout=0: expected a whole number, 1 or"),
+  "init_from": (trained({"init_from": {"net": "nowhere"}}), "no config.json, so no run, is there"),
   "table": (trained({"data": 3}), "config.data=3: expected a table of keywords"),
   "model": (trained({"model": "gan.wgan_pg"}), "model='gan.wgan_pg' does not exist; did you mean"),
   "keyword": (trained({"args.emma": 1}), "args.emma=1: flow_matching.flow_matching takes no such"),

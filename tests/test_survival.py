@@ -79,7 +79,10 @@ def test_input_that_stalls_ends_the_run(tmp_path):
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_a_full_disk(hosts, tmp_path):
-  """Acceptance test 14: non-zero, the older checkpoint is whole, and it goes on where room is."""
+  """Acceptance test 14: non-zero, the older checkpoint is whole, and it goes on where room is.
+
+  Acceptance test 16: then falling back, on all hosts.
+  """
   run = tmp_path / "run"
   status, outputs = faults.finish(faults.start(run, hosts, fault="full", at=14, seconds=0.1))
   assert 0 not in status and "File too large" in outputs[0], outputs

@@ -114,7 +114,7 @@ def newest(manager, note, names=("state", "opt"), allow_fallback=False):
 
   Args:
     note: what its manifest must hold. names: the items whose files are compared with it.
-    allow_fallback: pass over a damaged checkpoint, of which nothing is kept, for an older one.
+    allow_fallback: pass over damaged checkpoints for the newest good one.
 
   Raises:
     ValueError: a file is missing or not as it was saved, or no checkpoint is good; names the file.
@@ -211,30 +211,35 @@ def load(workdir, allow_fallback=False):
   return method, kept.replace(params={**kept.params, **restore_frozen(workdir, frozen)}).vars
 
 
-def start_from(method, state, sources):
-  """`state` with networks taken from finished runs, before `calibrate`; averages start from them.
+def read_sources(sources):
+  """Network -> (params, extra), of finished runs.
 
   Args:
     sources: network, or "teacher/net" inside one -> "workdir" (a whole run, averaged) or
       "workdir:network" (one network, as named), with the statistics that this model keeps of it.
 
   Raises:
-    ValueError: a name that the model or the run does not have, or a shape that differs.
+    ValueError: a run or a network in it that is not there, or is damaged.
   """
-  if not sources:
-    return state
+  return {name: _read_source(name, source) for name, source in sources.items()}
+
+
+def started_from(method, state, given):
+  """`state`, of arrays or their shapes, with the networks of `read_sources`, and their averages.
+
+  Raises ValueError for a name that the model does not have, or a shape that differs.
+  """
   params, extra = dict(state.params), dict(state.extra)
-  for name, source in sources.items():
-    p, e = _read_source(name, source)
+  for name, (p, e) in given.items():
     path = name.split("/")
     params = _put(name, params, path, p)
     if e and path[0] in extra:
       extra = _put(name, extra, path, e)
   for name, ema in method.ema.items():
     params[name] = params[ema.source]
-  new, old = {"params": params, "extra": extra}, {"params": state.params, "extra": state.extra}
-  _compare("init_from", new, old)
-  return state.replace(**parallel.place(new, old))
+  new = state.replace(params=params, extra=extra)
+  _compare("init_from", _items(new)["state"], _items(state)["state"])
+  return new
 
 
 def _read_source(name, source):

@@ -43,7 +43,8 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     FloatingPointError: a loss or the state is not finite; such a state is never saved.
     Whatever a save has raised: the last checkpoint is then not on disk.
   """
-  config_lib.check_hosts({**config.to_dict(), "workdir": str(workdir)})
+  told = {"workdir": str(workdir), "allow_fallback": allow_fallback}
+  config_lib.check_hosts({**config.to_dict(), **told})
   config_lib.check(config)
   method = method or method_lib.build(config.model, config.args)
   parallel.check_rows(config.data.batch_size)
@@ -70,6 +71,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     if first >= train.steps:
       report.say(f"{workdir} is at step {first} of {train.steps}: nothing to train")
       return resume()
+    given = {} if first else checkpoint.read_sources(config.init_from)
     batches = feed(first, train.steps)
     batch = next(batches)
     step_fn = parallel.compile_step(method, mode, train_step)
@@ -78,6 +80,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     like = jax.eval_shape(init, k_init)
     if mode == "pmap":
       like = init(jax.random.clone(k_init))
+    checkpoint.started_from(method, like, given)
     lowered = step_fn.lower(like, batch, k_step)
     if show:
       _trace_sample(config, method, like)
@@ -85,7 +88,8 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     if first:
       state = resume()
     else:
-      state = _prepare(config, method, init(k_init), feed, k_calibrate, workdir)
+      state = _prepare(config, method, init(k_init), given, feed, k_calibrate, workdir)
+    del given
     started = time.perf_counter()
     compiled = lowered.compile()
     report.overview(method, state, compiled, time.perf_counter() - started)
@@ -196,12 +200,14 @@ def grid_labels(n_classes):
   return {"label": rows.repeat(GRID_COLUMNS)} if n_classes else {}
 
 
-def _prepare(config, method, state, feed, key, workdir):
+def _prepare(config, method, state, given, feed, key, workdir):
   """What happens once, before the first step: networks of other runs, then calibration."""
-  mode, sources = config.train.parallel, dict(config.init_from)
-  state = checkpoint.start_from(method, state, sources)
+  mode = config.train.parallel
+  if given:
+    vars = parallel.place(checkpoint.started_from(method, state, given).vars, state.vars)
+    state = state.replace(params=vars.params, extra=vars.extra)
   _, frozen = checkpoint.split(method, parallel.to_global(state, mode))
-  checkpoint.save_frozen(workdir, frozen, sources)
+  checkpoint.save_frozen(workdir, frozen, config.init_from)
   if method.calibrate:
     state = parallel.compile_calibrate(method, mode)(state, next(feed(0, 1)), key)
   return state
