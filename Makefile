@@ -1,7 +1,7 @@
 # make quickstart   trains on handwritten digits, two minutes, and shows samples
 # make test         the test suite            make parity       against PyTorch implementations
 # make test-newest  the same on the newest Python at hand
-# make soak         runs that are killed, damaged and starved, eleven minutes
+# make soak         runs that are killed, damaged and starved, nine minutes
 # make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
 # make bench        what the parallel modes cost, on CPU devices
 # make pages        MODELS.md, EQUATIONS.md, RESULTS.md

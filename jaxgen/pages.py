@@ -107,7 +107,15 @@ def measured():
   titles = ("run", "system", "data, training images", "measure", "paper", "ours", "over", "steps",
             "cost", "commit")  # fmt: skip
   lines = [_result(key, row, name) for key, row in rows.items() for name in row["measures"] or [""]]
-  return "\n".join([_RESULTS, _table(titles, lines), *(_details(*item) for item in rows.items())])
+  details = [_details(*item) for item in rows.items()]
+  return "\n".join([_RESULTS, _table(titles, lines), *details, _soak()])
+
+
+def _soak():
+  soak = results.read_soak(index.ROOT / "results")
+  how = f"{soak['hardware']}, {soak['minutes']:.2g} min, commit {soak['commit']}"
+  table = _table(("what", "what came out"), [*soak["rows"].items()])
+  return f"## Runs that survive\n\n`make soak`, {how}.\n\n{table}"
 
 
 def _result(key, row, name):

@@ -43,6 +43,13 @@ RUN = {
   "values": (_object, "measure -> number"),
 }
 
+SOAK = {  # of results/soak/soak.json, the last `make soak`
+  "hardware": RUN["hardware"],
+  "minutes": RUN["minutes"],
+  "commit": RUN["commit"],
+  "rows": (lambda v: isinstance(v, dict) and all(map(_text, v.values())), "what -> what came out"),
+}
+
 
 def check(where, row):
   """Raises ValueError, with the place and what is expected, unless `row` has the form above."""
@@ -67,6 +74,13 @@ def _check_fields(where, given, fields):
   for name, (ok, what) in fields.items():
     if not ok(given[name]):
       raise ValueError(f"{where}: {name}={given[name]!r}: expected {what}")
+
+
+def read_soak(folder):
+  """The checked content of folder/soak/soak.json. Raises ValueError for another form."""
+  row = json.loads((folder / "soak/soak.json").read_text())
+  _check_fields("soak.json", row, SOAK)
+  return row
 
 
 def read(folder):
