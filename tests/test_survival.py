@@ -46,7 +46,10 @@ def test_two_hosts_that_are_killed_again_and_again(tmp_path):
 
 @pytest.mark.parametrize("hosts", [2, 1])
 def test_sigterm_saves_the_same_step_everywhere(hosts, tmp_path):
-  """Acceptance tests 9 (to one host of two) and 10: status 0, and the run can go on to the bit."""
+  """Acceptance test 9: to one host of two, status 0 on both, and they go on to the bit.
+
+  Acceptance test 10: the same with a single process.
+  """
   run = tmp_path / "run"
   started = faults.start(run, hosts, every=10**6, seconds=0.05)
   faults.wait_for_step(started, run, 3)
