@@ -57,20 +57,23 @@ def test_runs_stop_and_go_on_here_and_elsewhere(tmp_path):
   """
   on = functools.partial(states, tmp_path)
   copy = lambda old, new: shutil.copytree(tmp_path / old, tmp_path / new)
-  found = on(1, 1, ("1x1", 3), ("1x1_whole", 6)) | on(2, 2, ("2x2", 3), ("2x2_whole", 6))
+  found = on(1, 1, ("1x1", 3), ("1x1_whole", 6)) | on(
+    2, 2, ("2x2", 3, "pmap"), ("2x2_whole", 6, "pmap")
+  )
   copy("1x1", "1x1_to_1x8")
   copy("2x2", "2x2_to_1x8")
   copy("2x2", "2x2_to_2x1")
   to_1x8 = (*goes_on("1x1_to_1x8", "fsdp"), *goes_on("2x2_to_1x8"))
   found |= on(1, 8, ("1x8", 3), ("1x8_whole", 6), *to_1x8)
   copy("1x8", "1x8_to_1x1")
+  copy("1x8", "1x8_to_2x1")
   found |= on(1, 1, ("1x1", 6), *goes_on("1x8_to_1x1", "shard_map"))
-  found |= on(1, 8, ("1x8", 6)) | on(2, 1, *goes_on("2x2_to_2x1", "pmap"))
+  found |= on(1, 8, ("1x8", 6)) | on(2, 1, *goes_on("2x2_to_2x1", "pmap"), *goes_on("1x8_to_2x1"))
   for kind in kinds.KINDS:
     for topology in ("1x1", "1x8"):
       resumed, whole = found[topology, kind, 6], found[f"{topology}_whole", kind, 6]
       assert resumed == whole != found[topology, kind, 3], (topology, kind)
-    for change in ("1x1_to_1x8", "1x8_to_1x1", "2x2_to_1x8", "2x2_to_2x1"):
+    for change in ("1x1_to_1x8", "1x8_to_1x1", "1x8_to_2x1", "2x2_to_1x8", "2x2_to_2x1"):
       stopped = change.partition("_")[0]
       assert found[change, kind, 3] == found[stopped, kind, 3], (change, kind)
       ours, whole = losses(tmp_path / change / kind), losses(tmp_path / f"{stopped}_whole" / kind)
