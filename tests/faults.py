@@ -96,7 +96,7 @@ def kill_and_look(folder, rng, hosts=1, every=2):
   before, old_log = saved(folder), log(folder)
   started = start(folder, hosts, every=every, seconds=0.3)
   wait_for_step(started, folder, before + 1, old_log)
-  time.sleep(rng.uniform(0.0, 1.5))
+  time.sleep(rng.uniform(0.0, 1.0))
   for process in rng.sample(started, hosts):
     send(process, signal.SIGKILL)
     time.sleep(rng.uniform(0.0, 0.3) if hosts > 1 else 0.0)
