@@ -29,7 +29,6 @@ BIGGEST_FILE = 2**17  # bytes, where the disk is full
 FOLDER = flags.DEFINE_string("folder", None, "Of the run.")
 STEPS = flags.DEFINE_integer("steps", 10**6, "Of the run.")
 EVERY = flags.DEFINE_integer("every", 2, "Steps between checkpoints.")
-MODE = flags.DEFINE_string("mode", "jit", "Of the step.")
 SECONDS = flags.DEFINE_float("seconds", 0.0, "That every step takes longer.")
 TIMEOUT = flags.DEFINE_integer("timeout", 600, "Of the input, in seconds.")
 FAULT = flags.DEFINE_string("fault", None, "raise, stall, full or inf: what happens,")
@@ -56,10 +55,10 @@ def method():
   return Method(init, phases, ema={"w_ema": Ema("w", 0.9)})
 
 
-def config(steps, every=2, mode="jit", timeout=600):
+def config(steps, every=2, timeout=600):
   """Of a run of `method`."""
   data = dict(source="digits", batch_size=ROWS, image_size=0, flip=False, workers=0)
-  train = dict(steps=steps, log_every=1, checkpoint_every=every, seed=0, parallel=mode)
+  train = dict(steps=steps, log_every=1, checkpoint_every=every, seed=0, parallel="jit")
   train.update(sample_every=0, eval_every=0, eval_examples=1)
   c = dict(model="vae.vae", args={}, init_from={}, data={**data, "timeout": timeout}, train=train)
   return ml_collections.ConfigDict(c)
@@ -96,7 +95,7 @@ class Examples:
     return {"x": x, "id": index.astype(np.int32)}
 
 
-def run(folder, steps, *, every=2, mode="jit", timeout=600, seconds=0.0, fault=None, at=0, **more):
+def run(folder, steps, *, every=2, timeout=600, seconds=0.0, fault=None, at=0, **more):
   """`loop.run` of all that, which prints where it starts."""
   write, open_writers = report.write, report.open_writers
 
@@ -116,7 +115,7 @@ def run(folder, steps, *, every=2, mode="jit", timeout=600, seconds=0.0, fault=N
     mock.patch.object(report, "write", slow_write),
     mock.patch.object(report, "open_writers", tell),
   ):
-    return loop.run(config(steps, every, mode, timeout), folder, method=method(), **more)
+    return loop.run(config(steps, every, timeout), folder, method=method(), **more)
 
 
 def load(folder):
@@ -127,7 +126,7 @@ def load(folder):
 
 def main():
   fault = FAULT.value if jax.process_index() == HOST.value else None
-  options = dict(every=EVERY.value, mode=MODE.value, timeout=TIMEOUT.value, seconds=SECONDS.value)
+  options = dict(every=EVERY.value, timeout=TIMEOUT.value, seconds=SECONDS.value)
   fallback = launch.FALLBACK.value
   state = run(
     FOLDER.value, STEPS.value, fault=fault, at=AT.value, allow_fallback=fallback, **options

@@ -52,8 +52,7 @@ def evaluator(method, batch_size):
   Raises ValueError for an empty source or a limit below 1, and FloatingPointError, naming the first
   such example, where a log_prob is not finite.
   """
-  all_devices = ROWS * jax.device_count()
-  rows = -(-batch_size // all_devices) * all_devices
+  rows = _for_devices(batch_size, ROWS)
 
   @jax.jit
   def log_prob(vars, block, key):
@@ -89,6 +88,7 @@ def _blocks(batch):
   return [block for block in blocks if block["weight"].any()]
 
 
-def _for_devices(rows):
-  devices = jax.device_count()
-  return -(-rows // devices) * devices
+def _for_devices(rows, each=1):
+  """`rows` or the next number of which every device has a multiple of `each`."""
+  unit = each * jax.device_count()
+  return -(-rows // unit) * unit

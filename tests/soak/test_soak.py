@@ -9,7 +9,9 @@ import time
 import faults
 import pytest
 
-HEARTBEAT = 20  # seconds, of jaxgen.core.parallel
+from jaxgen.core import parallel
+
+HEARTBEAT = parallel._PATIENCE["heartbeat_timeout_seconds"]
 
 
 def test_a_hundred_kills(tmp_path):
