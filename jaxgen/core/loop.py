@@ -96,6 +96,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     if mode != "pmap":  # which takes arrays of one host, a program compiled ahead those of all
       step_fn = compiled
     writers = report.open_writers(workdir, first)
+    report.launched(workdir, first)
     interval = _Interval(config.data.batch_size * method_lib.micro_batches(method))
     with _Sigterm(manager) as sigterm, report.progress(first, train.steps) as bar:
       for i in range(first + 1, train.steps + 1):

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import pathlib
+import subprocess
 import sys
 
 import jax
@@ -51,6 +54,29 @@ def append(path, text):
       f.write(text)
     return
   path.write_text((path.read_text() if path.exists() else "") + text)
+
+
+def launched(workdir, step):
+  """Adds a line to launches.jsonl: from which step, with which code and on what a run goes on."""
+  if jax.process_index() == 0:
+    line = {"step": step, "commit": commit(), "hardware": hardware(), "jax": jax.__version__}
+    append(workdir / "launches.jsonl", json.dumps(line) + "\n")
+
+
+def commit():
+  """The commit of the running code, with "+" where files of it have changed; None outside of git."""
+  root = pathlib.Path(__file__).parents[2]
+  ask = ("git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
+  try:
+    return subprocess.run(ask, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def hardware():
+  """The class of this run's machines: "2 CPU cores", "8 NVIDIA H100"."""
+  kind = jax.devices()[0].device_kind
+  return f"{os.cpu_count()} CPU cores" if kind == "cpu" else f"{jax.device_count()} {kind}"
 
 
 def open_writers(workdir, step):
