@@ -66,9 +66,10 @@ def launched(workdir, step):
 def commit():
   """The commit of the running code, with "+" where files of it have changed; None outside of git."""
   root = pathlib.Path(__file__).parents[2]
-  ask = ("git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
+  here = [f"--git-dir={root / '.git'}", f"--work-tree={root}"]  # not a repository around it
+  ask = ["git", *here, "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
   try:
-    return subprocess.run(ask, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return None
 
