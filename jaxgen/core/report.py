@@ -64,7 +64,7 @@ def launched(workdir, step):
 
 
 def commit():
-  """The commit of the running code, with "+" where files of it have changed; None outside of git."""
+  """The commit of the running code, with "+" where files have changed; None outside of git."""
   root = pathlib.Path(__file__).parents[2]
   here = [f"--git-dir={root / '.git'}", f"--work-tree={root}"]  # not a repository around it
   ask = ["git", *here, "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
