@@ -128,10 +128,10 @@ def to_int32(name, values, index):
   return values.astype(np.int32)
 
 
-def read_npz(file, name):
+def read_npz(file, name, is_name=str.isidentifier):
   """Every array of an npz file (a path or a binary stream), each decompressed once; none pickled.
 
-  Raises ValueError, with `name` in it, for a damaged file, pickled objects, a header that does not
+  is_name: whether an array may be called so. Raises ValueError, with `name` in it, for a damaged file, pickled objects, a header that does not
   agree with the size of its member, two arrays of one name, and more than MAX_BYTES in all or
   MAX_RATIO times the size of the file.
   """
@@ -144,7 +144,7 @@ def read_npz(file, name):
         raise ValueError(f"it unpacks to {total} bytes, the limit is {limit}")
       names = [member.filename.removesuffix(".npy") for member in members]
       for array, times in collections.Counter(names).items():
-        if not array.isidentifier() or times > 1:
+        if not is_name(array) or times > 1:
           raise ValueError(f"array {array!r}: expected names like those of variables, each once")
       with _PARSING:
         return {n: _read_member(archive, m) for n, m in zip(names, members, strict=True)}

@@ -1,0 +1,83 @@
+r"""Public weights -> a file that the extractors of jaxgen.metrics read.
+
+python -m jaxgen.convert inception pt_inception-2015-12-05-6726825d.pth inception.safetensors
+python -m jaxgen.convert vgg vgg16-397923af.pth vgg.pth lpips.safetensors    # LPIPS wants both
+
+Reads safetensors and npz; .pth, .pt and .bin files with PyTorch, where it is installed, which
+unpickles no code. The sha256 of each source is compared with the published one and recorded.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import pathlib
+import sys
+
+from jaxgen.convert import weights
+
+NETWORKS = ("clip", "efficientnet", "i3d", "inception", "vgg")
+
+
+def check_published(path, published):
+  """The sha256 of a file. Raises ValueError unless it is in `published`, whole or its beginning."""
+  with path.open("rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  if not any(found.startswith(known) for known in published.values()):
+    known = ", ".join(f"{name} {digits}" for name, digits in published.items()) or "none"
+    raise ValueError(
+      f"{path} has sha256 {found}: expected a published one ({known}); --unpublished takes any"
+    )
+  return found
+
+
+def read(path, trusted):
+  """{name: numpy array} of a file, TorchScript archives only if `trusted`: loading runs their code.
+
+  Raises ValueError for what holds no tensors, ImportError without PyTorch, and as `weights.read`.
+  """
+  if path.suffix in (".safetensors", ".npz"):
+    return weights.read(path)[0]
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError(f"{path} needs PyTorch to be read: pip install torch") from error
+  try:
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # torch raises several kinds, of them RuntimeError for an archive
+    if not trusted:
+      raise ValueError(f"{path} cannot be read as plain tensors: {error}") from error
+    tensors = torch.jit.load(path, map_location="cpu").state_dict()
+  tensors = tensors.get("state_dict", tensors)
+  if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    raise ValueError(f"{path} holds more than tensors: expected a state dict")
+  whole = lambda x: x.float() if x.is_floating_point() else x  # NumPy has no bfloat16
+  return {name: whole(value).numpy() for name, value in tensors.items()}
+
+
+def main():
+  parser = argparse.ArgumentParser(prog="jaxgen.convert", description=__doc__.splitlines()[0])
+  parser.add_argument("network", choices=NETWORKS)
+  parser.add_argument("source", nargs="+", type=pathlib.Path, help="the original file or files")
+  parser.add_argument("out", type=pathlib.Path, help="a new .safetensors file")
+  parser.add_argument("--unpublished", action="store_true", help="whatever their sha256 is")
+  args = parser.parse_args()
+  module = importlib.import_module(f"jaxgen.convert.{args.network}")
+  try:
+    if args.out.suffix != ".safetensors" or args.out.exists():
+      raise ValueError(f"{args.out}: expected a new file, .safetensors")
+    published = {"": ""} if args.unpublished else module.PUBLISHED
+    sha256 = {path.name: check_published(path, published) for path in args.source}
+    tensors = {}
+    for path in args.source:
+      tensors |= read(path, trusted=not args.unpublished)
+    keywords, variables = module.from_torch(tensors)
+  except (ImportError, KeyError, OSError, ValueError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  note = {"network": args.network, "args": json.dumps(keywords), "sources": json.dumps(sha256)}
+  weights.write(args.out, variables, note)
+  print(f"{args.out}: {args.network}, from {', '.join(f'{k} {v}' for k, v in sha256.items())}")
+
+
+if __name__ == "__main__":
+  main()
