@@ -4,6 +4,7 @@ On a TPU pod and under SLURM --multihost is enough. Elsewhere every host is told
 --coordinator_address=10.0.0.2:1234 --num_processes=2 --process_id=0
 """
 
+import json
 import os
 import sys
 import traceback
@@ -32,6 +33,17 @@ def hosts(multihost, address, count, id):
   method.check("--coordinator_address", address, good, "HOST:PORT, as in 10.0.0.2:1234")
   method.check("--num_processes", count, count >= 1, "1 or more")
   method.check("--process_id", id, 0 <= id < count, f"0 to num_processes - 1 = {count - 1}")
+  return given
+
+
+def options(text, sample):
+  """The table of keywords of `sample` in a JSON text; ValueError where it is not that."""
+  try:
+    given = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"--options={text!r}: expected JSON: {e}") from e
+  passed = ("vars", "keys", "cond", "method", "rows")
+  method.check_keywords("--options", given, sample, "this model's sample", passed)
   return given
 
 

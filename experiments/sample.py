@@ -4,8 +4,6 @@ python -m experiments.sample --workdir=runs/ddpm --n=64 [--label=3]
     [--options='{"name": "ddim", "steps": 50, "eta": 0.0, "w": 1.5}']
 """
 
-import json
-
 import jax
 import numpy as np
 from absl import flags
@@ -13,7 +11,6 @@ from absl import flags
 from experiments import launch
 from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
-from jaxgen.core import method as method_lib
 from jaxgen.data import pipeline
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.", required=True)
@@ -25,20 +22,9 @@ OPTIONS = flags.DEFINE_string("options", "{}", "Keywords of the method's sample,
 OUT = flags.DEFINE_string("out", "sample", "Name of the two files.")
 
 
-def parsed(text, sample):
-  """The table of keywords of `sample` in a JSON text; ValueError where it is not that."""
-  try:
-    options = json.loads(text)
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"--options={text!r}: expected JSON: {e}") from e
-  passed = ("vars", "keys", "cond", "method", "rows")
-  method_lib.check_keywords("--options", options, sample, "this model's sample", passed)
-  return options
-
-
 def main():
   method, vars = checkpoint.load(WORKDIR.value, launch.FALLBACK.value)
-  options = parsed(OPTIONS.value, method.fns["sample"])
+  options = launch.options(OPTIONS.value, method.fns["sample"])
   workdir = checkpoint.open_workdir(WORKDIR.value)
   n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)
   labels = loop.grid_labels(n_classes)
@@ -49,7 +35,7 @@ def main():
       raise ValueError(f"label={LABEL.value}: expected less than n_classes={n_classes}")
     cond = {"label": np.full(n, LABEL.value, np.int32)}
   draw = inference.sampler(method, min(n, BATCH_SIZE.value), **options)
-  images = draw(parallel.replicate(vars), jax.random.key(SEED.value), n, cond)["image"]
+  images = draw(parallel.replicate(vars), loop.root_keys(SEED.value).sample, n, cond)["image"]
   if jax.process_index():
     return
   report.save_png(workdir / f"{OUT.value}.png", report.grid(images, loop.GRID_COLUMNS))

@@ -133,11 +133,21 @@ def _result(key, row, name):
 
 
 def _details(key, row):
-  measures = [f"- {name}: {measure['how']}." for name, measure in row["measures"].items()]
+  measures = [f"- {name}: {_how(measure)}." for name, measure in row["measures"].items()]
   lines = [f"## {key}", "", f"`{row['config']}`", *([row["note"]] if row["note"] else []), ""]
   lines += [*measures, *[""] * bool(measures), "```sh", *row["repeat"], "```", ""]
   lines += [f"![Samples of {key}]({row['picture']})", ""] if row["picture"] else []
   return "\n".join(lines)
+
+
+def _how(measure):
+  parts, network, real = [measure["how"]], measure["extractor"], measure["reference"]
+  if network:
+    parts.append(f"{network['name']} {network['sha256'][:8]}")
+  if real:
+    n = f"{real['n']:,} images" if real["n"] else "images"
+    parts.append(f"against {n} of {real['data']} (statistics {real['hash'][:8]})")
+  return "; ".join(parts)
 
 
 def _table(titles, rows):

@@ -5,10 +5,13 @@ measures those of `MEASURE`. A measure is called by its unit where it has one. A
 says so: its commands are ready and were not run.
 """
 
+import itertools
 import json
 import math
 import re
 import statistics
+
+from jaxgen.core import config as config_lib
 
 _text = lambda v: isinstance(v, str) and v.strip() != ""
 _count = lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0
@@ -29,16 +32,18 @@ FIELDS = {  # name -> (test, what it is)
   "note": (_maybe(_text), "what a reader must know, or null"),
   "picture": (_maybe(_text), "a file of docs/, or null"),
 }
-MEASURE = {
+MEASURE = {  # all but the paper's number is written by `experiments.evaluate --row`
   "paper": (_maybe(_text), "the number as the paper prints it, or null"),
   "source": (_maybe(_text), "where it prints it, or null"),
   "n": (_count, "over how many images or samples"),
   "how": (_text, "how ours is computed"),
+  "extractor": (_maybe(_object), "name and sha256 of the network whose features it has, or null"),
+  "reference": (_maybe(_object), "data, n and hash of what samples are compared with, or null"),
 }
 RUN = {
   "seed": (lambda v: isinstance(v, int) and v >= 0, "config.train.seed"),
   "hardware": (_text, "its class"),
-  "minutes": (lambda v: _number(v) and v > 0, "of training, with what the config evaluates"),
+  "minutes": (lambda v: _number(v) and v > 0, "of training steps"),
   "commit": (lambda v: _text(v) and re.fullmatch("[0-9a-f]{7,40}", v), "whose code ran"),
   "values": (_object, "measure -> number"),
 }
@@ -61,7 +66,7 @@ def check(where, row):
   for i, run in enumerate(row["runs"]):
     _check_fields(f"{where}: runs[{i}]", run, RUN)
     values, names = run["values"], ", ".join(row["measures"]) or "nothing"
-    if values.keys() != row["measures"].keys() or not all(map(_number, values.values())):
+    if not values.keys() <= row["measures"].keys() or not all(map(_number, values.values())):
       raise ValueError(f"{where}: runs[{i}].values: expected finite numbers for {names}")
   seeds = [run["seed"] for run in row["runs"]]
   if len(set(seeds)) != len(seeds):
@@ -74,6 +79,55 @@ def _check_fields(where, given, fields):
   for name, (ok, what) in fields.items():
     if not ok(given[name]):
       raise ValueError(f"{where}: {name}={given[name]!r}: expected {what}")
+
+
+def record(path, workdir, measures):
+  """Writes the measures of the run in `workdir` into a row, the file `path`.
+
+  measures: name -> {"value", "n", "how", "extractor", "reference"}. The run is known by its seed;
+  what was measured before stays, unless other code has trained it since.
+
+  Raises ValueError where the row is not of this run's config, where a measure of it was computed in
+  another way for another seed, or where the run was not launched from a commit.
+  """
+  row, config = json.loads(path.read_text()), config_lib.read_snapshot(workdir)
+  check(path.name, row)
+  plain = lambda c: json.loads(c.to_json())  # no tuples
+  wanted, given = plain(config_lib.read(row["config"])), plain(config)
+  same = all(wanted[key] == given[key] for key in ("model", "args"))
+  if not same or row["steps"] != config.train.steps:
+    raise ValueError(
+      f"{path} is of {row['config']}, {row['steps']} steps: {workdir} is another run"
+    )
+  lines = (workdir / "launches.jsonl").read_text().splitlines()
+  launch, seed = json.loads(lines[-1]), config.train.seed
+  run = {"seed": seed, "hardware": launch["hardware"], "minutes": _minutes(workdir)}
+  run |= {"commit": launch["commit"], "values": {}}
+  others = [r for r in row["runs"] if r["seed"] != seed]
+  for before in row["runs"]:
+    if before["seed"] == seed and before["commit"] == run["commit"]:
+      run["values"] = before["values"]
+  for name, measure in measures.items():
+    known = row["measures"].get(name, {"paper": None, "source": None})
+    new = {k: known[k] for k in ("paper", "source")} | measure
+    del new["value"]
+    if "how" in known and not measure["extractor"]:
+      new["how"] = known["how"]  # which says what the model's density is
+    if new != known and any(name in r["values"] for r in others):
+      raise ValueError(f"{path}: {name} of other seeds has {known}: expected the same as {new}")
+    row["measures"][name] = new
+    run["values"][name] = float(f"{measure['value']:.6g}")
+  row["runs"] = sorted([*others, run], key=lambda r: r["seed"])
+  check(path.name, row)
+  path.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def _minutes(workdir):
+  """Of training steps, without compiling, pictures and evaluation."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  speeds = {x["step"]: x["steps_per_s"] for x in lines if "steps_per_s" in x}
+  steps = [0, *speeds]
+  return float(f"{sum((b - a) / speeds[b] for a, b in itertools.pairwise(steps)) / 60:.2g}")
 
 
 def read_soak(folder):
@@ -94,7 +148,7 @@ def read(folder):
 
 def ours(row, name):
   """Mean and standard deviation of a measure over the seeds, as text."""
-  values = [run["values"][name] for run in row["runs"]]
+  values = [run["values"][name] for run in row["runs"] if name in run["values"]]
   if not values:
     return "not run"
   spread = f" +- {statistics.stdev(values):.2g}" if len(values) > 1 else ""

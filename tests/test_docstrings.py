@@ -16,9 +16,13 @@ from jaxgen.index import ROOT
 FILES = [p for p in sorted((ROOT / "jaxgen").rglob("*.py")) if p.stat().st_size]
 FNS = ("sample", "field", "log_prob", "encode", "decode", "cache", "step", "detect")
 # Where each rule holds. `nn/__init__` and `samplers/__init__` are tables of names.
-SHAPES = re.compile(r"jaxgen/((objectives|samplers|nn|metrics|models/\w+)/|(paths|noise)\.py)")
+# Of metrics, the measures: not the files that read weights and data for them.
+MEASURES = r"metrics/(?!_|evaluation|extractors|reference)"
+SHAPES = re.compile(rf"jaxgen/((objectives|samplers|nn|models/\w+)/|{MEASURES}|(paths|noise)\.py)")
 TIMES = re.compile(r"jaxgen/((objectives|samplers|metrics)/|nn/(?!bijectors)|paths\.py)")
-SOURCE = re.compile(r"jaxgen/((objectives|samplers|nn|metrics|models/\w+)/(?!__)|paths\.py)")
+SOURCE = re.compile(
+  rf"jaxgen/((objectives|samplers|nn|models/\w+)/(?!__)|{MEASURES}|paths\.py)"
+)
 IMAGES = re.compile(r"jaxgen/(data/|core/report|objectives/likelihood|models/)")
 DENSITIES = re.compile(r"log_prob|(^|_)(kl|nll|bits|bound|term|prior|entropy|elbo)(_|$)")
 

@@ -2,8 +2,10 @@
 
 import json
 import signal
+import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
@@ -11,6 +13,7 @@ import recipes
 
 from jaxgen.core import inference, method, parallel, step
 from jaxgen.data import sources
+from jaxgen.metrics import evaluation, extractors
 
 KEY = jax.random.key(3)
 COUNTS, BATCH_SIZES = (1, 13, 37), (7, 16, 100)
@@ -52,6 +55,44 @@ def numbers(batch_size):
   return found
 
 
+def projection(dim=6):
+  """An extractor of 8x8 images with random weights: compiles at once."""
+  rng = np.random.default_rng(0)
+  variables = {k: rng.normal(0, 0.1, (64, dim)).astype(np.float32) for k in ("pool", "logits")}
+  apply = lambda v, x: {k: jnp.tanh(x.reshape(len(x), -1) / 50 @ w) for k, w in v.items()}
+  return extractors.Extractor("Test", "0" * 64, "image", False, (*variables,), variables, apply)
+
+
+def measures(batch_size):
+  """Label -> value of every measure of features, of samples and of images; a fresh cache."""
+  config = recipes.small("flow_matching/flow_matching.py")
+  made = method.build(config.model, config.args)
+  vars = jax.jit(lambda key: step.init_state(made, key))(jax.random.key(0)).vars
+  vars = parallel.replicate(vars)
+  source, others = (sources.open_source("digits", split) for split in ("train", "test"))
+  names = [name for name in evaluation.OF_FEATURES if name != "spatial_frechet"]
+  found = {}
+  with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAXGEN_CACHE", folder)
+    for again in (False, True):  # the second time from the cache
+      data = evaluation.Data(source, "digits", "train", 150)
+      judged = evaluation.draw_samples(made, vars, KEY, 37, 10, name="euler", steps=2)
+      some = evaluation.compare(names, [projection()], judged, data, batch_size)
+      assert again is False or some == found
+      found |= some
+  judged = evaluation.read_images(others, 77)
+  found |= {
+    f"{k} of images": v
+    for k, v in evaluation.compare(
+      ["inception_score"], [projection()], judged, data, batch_size
+    ).items()
+  }
+  larger = [sources.open_source("digits", split, image_size=16) for split in ("train", "test")]
+  pair = [evaluation.Data(x, "digits", "", 41) for x in larger]
+  found |= evaluation.of_pairs(["psnr", "ssim"], [], *pair, batch_size)
+  return {label: measured["value"] for label, measured in found.items()}
+
+
 def check_every_example_is_seen_once():
   """On all of this process's devices and on all hosts; a hang ends the process."""
   signal.alarm(15)
@@ -88,6 +129,13 @@ def test_models_have_one_number_on_all_devices_and_hosts():
   assert two_hosts == [one, one]
 
 
+def test_measures_have_one_value_on_all_devices_and_hosts():
+  """One device = four devices = two hosts with one each, in batches of any size."""
+  one = in_children(1, 1, "t.measures(100)")[0]
+  assert measures(7) == one
+  assert in_children(2, 1, "t.measures(16)") == [one, one]
+
+
 def test_every_example_is_seen_once():
   """Acceptance test 19: fewer examples than rows, none, a limit beyond the end; four devices."""
   check_every_example_is_seen_once()
@@ -104,6 +152,6 @@ def test_what_is_not_finite_is_named():
   """The first such example, also behind the first block; padding may be anything."""
   bad = lambda vars, batch, keys: 1.0 / (batch["image"][:, 0, 0, 0] - 35.0)
   evaluate = inference.evaluator(POWERS._replace(fns={"log_prob": bad}), 100)
-  with pytest.raises(FloatingPointError, match="log_prob of test example 35 is not finite"):
+  with pytest.raises(FloatingPointError, match="log_prob of example 35 is not finite"):
     evaluate(method.Vars({}), numbered(40), KEY)
   assert evaluate(method.Vars({}), numbered(40), KEY, limit=35)["n"] == 35

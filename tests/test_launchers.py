@@ -18,9 +18,9 @@ from experiments import launch as launcher
 SMOKE = "configs/flow_matching/flow_matching.py:smoke"
 
 
-def launch(module, *args):
+def launch(module, *args, **more):
   tests = os.path.join(processes.ROOT, "tests")
-  environment = {**processes.environment(), "PYTHONPATH": tests}
+  environment = {**processes.environment(), "PYTHONPATH": tests, **more}
   command = [sys.executable, "-m", f"experiments.{module}", *args]
   return subprocess.run(
     command, cwd=processes.ROOT, env=environment, text=True, capture_output=True
@@ -72,7 +72,29 @@ def test_evaluate_prints_and_stores(run):
   result = launch("evaluate", f"--workdir={run}", "--n=30", "--batch_size=7")
   assert result.returncode == 0, result.stderr[-2000:]
   stored = json.loads((run / "evaluation.jsonl").read_text().splitlines()[-1])
-  assert stored == json.loads(result.stdout) and stored["n"] == 30 and stored["bits_per_dim"] > 0
+  assert stored == json.loads(result.stdout)
+  assert stored["measures"]["bits/dim"]["n"] == 30 and stored["measures"]["bits/dim"]["value"] > 0
+
+
+def test_evaluate_compares_folders_and_runs(run, tmp_path):
+  """Two sets of images, and a run's samples, by a classifier that was just made."""
+  rng = np.random.default_rng(0)
+  np.savez(tmp_path / "noise.npz", image=rng.integers(0, 256, (40, 8, 8, 1), np.uint8))
+  config = "--config=configs/representation/classifier.py:smoke"
+  trained = launch("train", config, f"--workdir={tmp_path / 'net'}")
+  assert trained.returncode == 0, trained.stderr[-2000:]
+  some = ["--measures=frechet,precision_recall", f"--extractors=classifier:{tmp_path / 'net'}"]
+  some += ["--reference_n=50"]
+  images = [f"--images=npz:{tmp_path / 'noise.npz'}", "--source=digits"]
+  result = launch("evaluate", *images, *some, JAXGEN_CACHE=str(tmp_path))
+  assert result.returncode == 0, result.stderr[-2000:]
+  measures = json.loads(result.stdout)["measures"]
+  assert set(measures) == {"FD-Classifier", "precision-Classifier", "recall-Classifier"}
+  assert measures["FD-Classifier"]["reference"]["data"] == "digits train, 8x8x1"
+  result = launch("evaluate", f"--workdir={run}", "--samples=20", *some, JAXGEN_CACHE=str(tmp_path))
+  assert result.returncode == 0, result.stderr[-2000:]
+  of_run = json.loads(result.stdout)["measures"]["FD-Classifier"]
+  assert of_run["n"] == 20 and of_run["reference"] == measures["FD-Classifier"]["reference"]
 
 
 TRAIN_SMOKE = ("train", f"--config={SMOKE}", "--workdir=run")
@@ -136,6 +158,30 @@ COMMANDS = {
   ),
   "no run": ("no config.json, so no run, is there", "sample", "--workdir=nowhere"),
   "no run to score": ("no config.json, so no run, is there", "evaluate", "--workdir=nowhere"),
+  "no images to score": ("expected one of --workdir, a run, and --images", "evaluate"),
+  "unknown measure": (
+    "measures='fid': expected some of bits_per_dim, ",
+    "evaluate",
+    "--workdir=nowhere",
+    "--measures=fid",
+  ),
+  "measure without its network": (
+    "extractors=[]: expected one with pool, for frechet",
+    "evaluate",
+    "--workdir=nowhere",
+    "--measures=frechet",
+  ),
+  "weights that are not there": (
+    "weights.safetensors does not exist; it is made by python -m jaxgen.convert inception",
+    "evaluate",
+    "--workdir=nowhere",
+    "--extractors=inception:weights.safetensors",
+  ),
+  "likelihood of images": (
+    "measures='bits_per_dim': expected others without a run",
+    "evaluate",
+    "--images=digits",
+  ),
   "no samples": ("--n=0: 0 is not a positive integer", "sample", "--workdir=nowhere", "--n=0"),
   "split": (
     "--split=valid: value should be one of <train|test>",

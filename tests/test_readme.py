@@ -68,7 +68,7 @@ def test_sampling(words, digits):
 
 @pytest.mark.parametrize("words", found("experiments.evaluate"), ids=" ".join)
 def test_evaluating(words, digits):
-  assert "bits_per_dim" in run(digits, *words)
+  assert "bits/dim" in run(digits, *words)
 
 
 @pytest.mark.parametrize(

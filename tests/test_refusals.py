@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import recipes
 
-from experiments import launch, sample
+from experiments import launch
 from jaxgen import nn, paths, samplers
 from jaxgen.core import loop, method, optim
 from jaxgen.data import pipeline, sources
@@ -75,7 +75,7 @@ mlp = lambda **args: built("diffusion.ddpm", net="ResidualMLP", net_args=args)
 tx = lambda **numbers: lambda _: optim.adam(**numbers)
 ema = lambda numbers: lambda _: optim.averages("net", numbers)
 drawn = lambda **options: lambda _: samplers.draw(FIELD, None, (4,), **options)
-options = lambda text: lambda _: sample.parsed(text, DDPM.fns["sample"])
+options = lambda text: lambda _: launch.options(text, DDPM.fns["sample"])
 
 
 def vae(name, image):
@@ -455,7 +455,7 @@ CASES = {
   "deep options": (options("[" * 10**5), "expected JSON: maximum recursion depth exceeded"),
   "option of ours": (options('{"vars": 1}'), "--options.vars=1: this model's sample takes no such"),
   "option of none": (
-    lambda _: sample.parsed('{"steps": 5}', method.build("vae.vae", {}).fns["sample"]),
+    lambda _: launch.options('{"steps": 5}', method.build("vae.vae", {}).fns["sample"]),
     "--options.steps=5: this model's sample takes no such keyword",
   ),
   "port": (

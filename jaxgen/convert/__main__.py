@@ -55,27 +55,39 @@ def read(path, trusted):
   return {name: whole(value).numpy() for name, value in tensors.items()}
 
 
+def convert(network, sources, out, unpublished=False):
+  """Writes the weights in some files as one of ours; returns {name of a file: its sha256}.
+
+  Raises ValueError for a file that is not the published one, unless `unpublished`, and for an `out`
+  that is there; KeyError and ValueError for other tensors than the network's; and as `read` does,
+  ImportError among them.
+  """
+  module = importlib.import_module(f"jaxgen.convert.{network}")
+  if out.suffix != ".safetensors" or out.exists():
+    raise ValueError(f"{out}: expected a new file, .safetensors")
+  published = {"any": ""} if unpublished else module.PUBLISHED
+  sha256 = {path.name: check_published(path, published) for path in sources}
+  tensors = {}
+  for path in sources:
+    tensors |= read(path, trusted=not unpublished)
+  args, variables = module.from_torch(tensors)
+  note = {"network": network, "args": json.dumps(args), "sources": json.dumps(sha256)}
+  weights.write(out, variables, note)
+  return sha256
+
+
 def main():
+  """Converts what the command line names; a ValueError, ImportError or the like ends it."""
   parser = argparse.ArgumentParser(prog="jaxgen.convert", description=__doc__.splitlines()[0])
   parser.add_argument("network", choices=NETWORKS)
   parser.add_argument("source", nargs="+", type=pathlib.Path, help="the original file or files")
   parser.add_argument("out", type=pathlib.Path, help="a new .safetensors file")
   parser.add_argument("--unpublished", action="store_true", help="whatever their sha256 is")
   args = parser.parse_args()
-  module = importlib.import_module(f"jaxgen.convert.{args.network}")
   try:
-    if args.out.suffix != ".safetensors" or args.out.exists():
-      raise ValueError(f"{args.out}: expected a new file, .safetensors")
-    published = {"": ""} if args.unpublished else module.PUBLISHED
-    sha256 = {path.name: check_published(path, published) for path in args.source}
-    tensors = {}
-    for path in args.source:
-      tensors |= read(path, trusted=not args.unpublished)
-    keywords, variables = module.from_torch(tensors)
+    sha256 = convert(args.network, args.source, args.out, args.unpublished)
   except (ImportError, KeyError, OSError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
-  note = {"network": args.network, "args": json.dumps(keywords), "sources": json.dumps(sha256)}
-  weights.write(args.out, variables, note)
   print(f"{args.out}: {args.network}, from {', '.join(f'{k} {v}' for k, v in sha256.items())}")
 
 

@@ -54,21 +54,22 @@ def write(path, variables, note):
   safetensors_numpy.save_file(tensors, path, metadata=note)
 
 
-def load(path, network, module, *inputs):
+def load(path, network, module, inputs):
   """(the Flax module, its variables) of a file that `python -m jaxgen.convert` wrote.
 
   network: the name that its note must have. module: Flax class, to which the note's `args` go.
-  inputs: arrays that the module can be called with.
+  inputs: (the module) -> arrays that it can be called with, or their shapes.
 
   Raises ValueError where the file is of another network or a tensor is missing, left over or of
-  another shape, and what `read` raises.
+  another shape; FileNotFoundError where none is.
   """
   tensors, note = read(path)
   told = note.get("network")
   expected = f"{network}, from python -m jaxgen.convert {network}"
   method.check(f"network of {path}", told, told == network, expected)
-  net = module(**json.loads(note["args"]))
-  shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)
+  args = json.loads(note["args"])
+  net = module(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+  shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(net))
   wanted = traverse_util.flatten_dict(shapes, sep="/")
   for name in sorted(wanted.keys() | tensors.keys()):
     ours, given = (getattr(t.get(name), "shape", "none") for t in (wanted, tensors))

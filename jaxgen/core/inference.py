@@ -11,6 +11,7 @@ from jaxgen import noise
 from jaxgen.core import method as method_lib
 from jaxgen.core import parallel
 from jaxgen.data import pipeline
+from jaxgen.metrics import likelihood
 
 ROWS = 32  # examples that one device evaluates at a time; another number rounds in another way
 
@@ -39,43 +40,74 @@ def sampler(method, rows, **options):
   return draw
 
 
-def evaluator(method, batch_size):
-  """evaluate(vars, source, key, limit=None, n_classes=0) -> {"nats", "bits_per_dim", "n"}.
+def by_example(fn, batch_size):
+  """run(vars, source, key, limit=None, n_classes=0) -> what `fn` gives, numpy [n, ...].
 
-  The mean over the examples of the method's log_prob, survey Eq. 61: to the bit the same for any
-  batch_size and any number of devices and hosts on which XLA compiles it in the same way. For that,
-  one program evaluates ROWS successive examples on one device, example i always as its row i mod
-  ROWS; a program over several devices would be rounded in another way for each number of them. So
-  every device holds all parameters, also those that training splits.
-  batch_size: examples read and sent at a time, rounded up to ROWS on every device.
+  The whole of it on every host, to the bit the same for any batch_size and any number of devices
+  and hosts on which XLA compiles it in the same way. For that, one program takes ROWS successive
+  examples on one device, example i always as its row i mod ROWS; a program over several devices
+  would be rounded in another way for each number of them. So every device holds all parameters,
+  also those that training splits.
+
+  fn: (vars, batch, keys) -> a tree of arrays [ROWS, ...], floats; keys [ROWS], one an example.
+  vars: a tree of arrays. batch_size: examples read and sent at a time, rounded up to ROWS on every
+  device.
 
   Raises ValueError for an empty source or a limit below 1, and FloatingPointError, naming the first
-  such example, where a log_prob is not finite.
+  such example, where a number is not finite.
   """
   rows = _for_devices(batch_size, ROWS)
 
   @jax.jit
-  def log_prob(vars, block, key):
-    keys = noise.rows(key, ROWS, block["index"][0])
-    return method.fns["log_prob"](method_lib.averaged(method, vars), block, keys)
+  def compute(vars, block, key):
+    return fn(vars, block, noise.rows(key, ROWS, block["index"][0]))
 
-  def evaluate(vars, source, key, limit=None, n_classes=0):
+  def run(vars, source, key, limit=None, n_classes=0):
     batches = pipeline.eval_batches(source, rows=rows, limit=limit, n_classes=n_classes or None)
-    values = np.zeros(min(len(source), limit or len(source)), np.float32)
+    n, found = min(len(source), limit or len(source)), None
     copies = parallel.copies(vars)
     with concurrent.futures.ThreadPoolExecutor(len(copies)) as pool:  # compiled for all at once
       for batch in batches:
+        if found is None:
+          like = jax.eval_shape(compute, vars, jax.tree.map(lambda x: x[:ROWS], batch), key)
+          found = jax.tree.map(lambda x, n=n: np.zeros((n, *x.shape[1:]), x.dtype), like)
         blocks = _blocks(batch)
-        results = pool.map(log_prob, itertools.cycle(copies), blocks, itertools.repeat(key))
+        results = pool.map(compute, itertools.cycle(copies), blocks, itertools.repeat(key))
         for block, result in zip(blocks, jax.device_get([*results]), strict=True):
           real = block["weight"] > 0
-          values[block["index"][real]] = result[real]
-    values = parallel.sum_hosts(values)  # each example is on one host, and 0 on the others
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-      raise FloatingPointError(f"log_prob of test example {bad[0]} is not finite")
+          put = lambda all, x, i=block["index"], real=real: all.__setitem__(i[real], x[real])
+          jax.tree.map(put, found, result)
+    # Each example is on one host, and 0 on the others.
+    found = jax.tree.map(parallel.sum_hosts, found)
+    for where, values in jax.tree_util.tree_leaves_with_path(found):
+      finite = np.isfinite(values).reshape(n, -1).all(1)
+      if not finite.all():
+        what = "".join(jax.tree_util.keystr((k,), simple=True) + " " for k in where)
+        raise FloatingPointError(f"{what}of example {np.argmin(finite)} is not finite")
+    return found
+
+  return run
+
+
+def evaluator(method, batch_size, **options):
+  """evaluate(vars, source, key, limit=None, n_classes=0) -> {"nats", "bits_per_dim", "n"}.
+
+  The mean over the examples of the method's log_prob, survey Eq. 61, as exact as `by_example`,
+  which says what batch_size is; options: keywords of log_prob.
+
+  Raises ValueError and FloatingPointError as that does.
+  """
+
+  def log_prob(vars, batch, keys):
+    vars = method_lib.averaged(method, vars)
+    return {"log_prob": method.fns["log_prob"](vars, batch, keys, **options)}
+
+  run = by_example(log_prob, batch_size)
+
+  def evaluate(vars, source, key, limit=None, n_classes=0):
+    values = run(vars, source, key, limit, n_classes)["log_prob"]
     nats = math.fsum(values) / len(values)
-    bits_per_dim = -nats / math.prod(batch["image"].shape[1:]) / math.log(2.0)
+    bits_per_dim = likelihood.bits_per_dim(nats, np.shape(source[0]["image"]))
     return {"nats": nats, "bits_per_dim": bits_per_dim, "n": len(values)}
 
   return evaluate

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +56,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoint.clean(workdir)
 
-  keys = jax.random.split(jax.random.key(train.seed), 5)
-  k_init, k_calibrate, k_step, k_sample, k_eval = keys
+  k_init, k_calibrate, k_step, k_sample, k_eval = root_keys(train.seed)
   note = config_lib.identity(config)
   with checkpoint.open_manager(workdir, note) as manager:
     config_lib.check_shared(workdir, manager.latest_step())
@@ -125,6 +125,21 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
           report.write_grid(writers, i, images, GRID_COLUMNS)
           interval.restart()
   return state
+
+
+class Keys(NamedTuple):
+  """One for each thing that a run draws."""
+
+  init: jax.Array
+  calibrate: jax.Array
+  step: jax.Array
+  sample: jax.Array
+  evaluate: jax.Array
+
+
+def root_keys(seed):
+  """The Keys of a run with config.train.seed=seed, which launchers share: none overlaps another."""
+  return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 def _feed(config, method):

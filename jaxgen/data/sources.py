@@ -131,7 +131,9 @@ def to_int32(name, values, index):
 def read_npz(file, name, is_name=str.isidentifier):
   """Every array of an npz file (a path or a binary stream), each decompressed once; none pickled.
 
-  is_name: whether an array may be called so. Raises ValueError, with `name` in it, for a damaged file, pickled objects, a header that does not
+  is_name: whether an array may be called so.
+
+  Raises ValueError, with `name` in it, for a damaged file, pickled objects, a header that does not
   agree with the size of its member, two arrays of one name, and more than MAX_BYTES in all or
   MAX_RATIO times the size of the file.
   """

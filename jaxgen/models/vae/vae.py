@@ -10,6 +10,7 @@ Deviations: Adam takes the place of Adagrad, and Flax's initialisation that of N
 the parameters have no prior (the paper's small weight decay).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jaxgen import noise
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
+from jaxgen.metrics import likelihood as importance
 from jaxgen.objectives import elbo, likelihood
 
 
@@ -121,12 +123,14 @@ def build(
   def decoded(vars, z):
     return decoder_net.apply({"params": vars.params["decoder"]}, z)
 
-  def bound(vars, batch, keys):
-    """log p(x | z) [B] and KL [B]."""
+  def with_posterior(fn, vars, batch, keys, **options):
+    """fn(z -> log p(x | z), mean, log_var, keys), of x drawn by `keys`."""
     k_data, k_z = noise.split(keys)
     x, mean, log_var = posterior(vars, batch, k_data)
     log_likelihood = lambda z: jnp.sum(p.log_prob(x, decoded(vars, z)) + p.unit, axis=1)
-    return elbo.gaussian_bound(log_likelihood, mean, log_var, k_z)
+    return fn(log_likelihood, mean, log_var, k_z, **options)
+
+  bound = functools.partial(with_posterior, elbo.gaussian_bound)  # log p(x | z) [B] and KL [B]
 
   def loss(vars, batch, keys, *, beta=1.0):
     """-(E_q log p(x | z) - beta KL) in nats, survey Eq. 16; beta = 1 is the paper's, survey Eq. 12.
@@ -136,8 +140,14 @@ def build(
     reconstruction, kl = (term.mean() for term in bound(vars, batch, keys))
     return beta * kl - reconstruction, Aux({"reconstruction": -reconstruction, "kl": kl})
 
-  def log_prob(vars, batch, keys):
-    """A lower bound on log P in nats, [B]: of images binarised by `keys`, or of 8-bit images."""
+  def log_prob(vars, batch, keys, *, samples=0):
+    """A lower bound on log P in nats, [B]: of images binarised by `keys`, or of 8-bit images.
+
+    samples: how many z an image an importance-sampled bound draws, which is closer to log P.
+    """
+    if samples:
+      weights = importance.importance_log_weights
+      return -importance.importance_nll(with_posterior(weights, vars, batch, keys, samples=samples))
     reconstruction, kl = bound(vars, batch, keys)
     return reconstruction - kl
 

@@ -1,0 +1,361 @@
+"""The measures by name: what each needs, what it is called, and all of them in one pass.
+
+A measure of features has its extractor's name, "FD-EffNetLite0"; only with the network that its
+paper used has it the paper's: FID, sFID, KID, Inception score, FVD.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.convert import weights
+from jaxgen.core import inference, parallel
+from jaxgen.core import method as method_lib
+from jaxgen.data import sources
+from jaxgen.metrics import (
+  clip_score,
+  extractors,
+  frechet,
+  inception_score,
+  kernel,
+  precision_recall,
+  reconstruction,
+  reference,
+)
+
+
+class Measure(NamedTuple):
+  """Of the features of samples, fn(features [n, D], of the reference, allow_few) -> {name: number}.
+
+  output: which features. against: what of the reference, "moments", "features" or nothing.
+  """
+
+  fn: Callable
+  output: str
+  against: str
+  how: str
+
+
+def _distance(name):
+  """A Frechet distance."""
+  distance = frechet.frechet_distance
+  return lambda x, real, few: {name: distance(frechet.moments(x), real, allow_few=few)}
+
+
+def _kernel(x, real, _):
+  return {"KD": kernel.kernel_distance(x, real, size=min(1000, len(x), len(real)))[0]}
+
+
+OF_FEATURES = {
+  "frechet": Measure(_distance("FD"), "pool", "moments", "of mean and covariance of the features"),
+  "spatial_frechet": Measure(
+    _distance("sFD"), "spatial", "moments", "of mean and covariance of a map of features"
+  ),
+  "kernel": Measure(
+    _kernel, "pool", "features", "unbiased, cubic kernel, mean of 100 subsets of at most 1,000"
+  ),
+  "inception_score": Measure(
+    lambda x, *_: {"IS": inception_score.inception_score(x)[0]}, "logits", "", "mean of ten splits"
+  ),
+  "precision_recall": Measure(
+    lambda x, real, _: precision_recall.precision_recall(real, x),
+    "pool",
+    "features",
+    "in any ball of a third nearest neighbour",
+  ),
+  "density_coverage": Measure(
+    lambda x, real, _: precision_recall.density_coverage(real, x),
+    "pool",
+    "features",
+    "with balls of fifth nearest neighbours",
+  ),
+}
+
+
+OF_PAIRS = {
+  "psnr": ("PSNR, dB", lambda x, y: reconstruction.psnr(x, y, data_range=255.0)),
+  "ssim": ("SSIM", lambda x, y: reconstruction.ssim(x, y, data_range=255.0)),
+}
+# The function that each needs.
+OF_METHODS = {"bits_per_dim": "log_prob", "importance_nll": "log_prob", "accuracy": "detect"}
+DRAWS = 500  # of z an image, for importance_nll
+OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
+OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
+NAMES = (*OF_METHODS, *OF_FEATURES, *OF_PAIRS, "lpips", "clip_score")
+PAPERS = {
+  "FD-Inception": "FID",
+  "sFD-Inception": "sFID",
+  "KD-Inception": "KID",
+  "IS-Inception": "Inception score",
+  "FD-I3D": "FVD",
+}
+
+
+def labels():
+  """Every name under which a number can stand in a row of results."""
+  parts = ("FD", "sFD", "KD", "IS", "precision", "recall", "density", "coverage")
+  networks = [network.label for network in extractors.NETWORKS.values()] + ["Classifier"]
+  of_features = {_label(part, network) for part in parts for network in networks}
+  others = {"bits/dim", "nats", "NLL, nats", "accuracy", "LPIPS", "CLIP score"}
+  return of_features | others | {label for label, _ in OF_PAIRS.values()}
+
+
+def _label(name, network):
+  return PAPERS.get(f"{name}-{network}", f"{name}-{network}")
+
+
+class Judged(NamedTuple):
+  """Images, drawn or read: draw(vars, batch, keys) -> {"image" or "video": [B, ...] in [-1, 1]}."""
+
+  draw: Callable
+  vars: Any
+  source: Any  # of what draw takes; a labelled sample for each label
+  key: jax.Array
+  n: int
+  what: str
+
+
+def read_images(source, n=None):
+  """The first n images of a source, as Judged."""
+  draw = lambda vars, batch, keys: batch
+  return Judged(draw, {}, source, jax.random.key(0), n or len(source), "images as given")
+
+
+def draw_samples(method, vars, key, n, n_classes=0, **options):
+  """n samples of a Method, as Judged; of classes in turn where it has any.
+
+  vars: whole on every device. options: keywords of the method's `sample`.
+  """
+
+  def draw(vars, batch, keys):
+    cond = {"label": batch["label"]} if n_classes else {}
+    return method.fns["sample"](method_lib.averaged(method, vars), keys, cond, **options)
+
+  labels = np.arange(n, dtype=np.int32) % max(n_classes, 1)
+  told = ", ".join(f"{k}={v}" for k, v in options.items())
+  what = f"samples, {told}" if told else "samples"
+  return Judged(draw, vars, sources.Arrays({"label": labels}), key, n, what)
+
+
+class Data(NamedTuple):
+  """The first n examples of a split of a source, called by its spec; or Moments in their place."""
+
+  source: Any
+  spec: str
+  split: str
+  n: int
+
+
+def check(names, networks, *, run, pairs):
+  """Raises ValueError for a name that is not in NAMES or for which something is missing.
+
+  networks: Extractors. run: whether a run is measured. pairs: whether there are two sets of images.
+  """
+  labels = [network.label for network in networks]
+  for name in names:
+    method_lib.check("measures", name, name in NAMES, f"some of {', '.join(NAMES)}")
+    output = OUTPUTS.get(name)
+    able = output is None or any(output in network.outputs for network in networks)
+    method_lib.check("extractors", labels, able, f"one with {output}, for {name}")
+    if name in OF_FEATURES:
+      method_lib.check("measures", name, run or pairs, "a source to compare with, for --images")
+    elif name in OF_METHODS:
+      method_lib.check("measures", name, run, f"others without a run, whose measure {name} is")
+    else:
+      method_lib.check("measures", name, not run, f"others of a run: {name} is of --images")
+
+
+def of_method(names, method, vars, data, key, n_classes, batch_size):
+  """{label: dict} of what a method says of data: of OF_METHODS, as `compare` returns it.
+
+  vars: whole on every device. data: Data. Raises ValueError where the method offers no such thing.
+  """
+  found, given = {}, dict(limit=data.n, n_classes=n_classes)
+  part = f"the first {data.n:,} images" if data.n < len(data.source) else "all images"
+  for name in names:
+    fn = method.fns.get(OF_METHODS[name])
+    method_lib.check("measures", name, fn, f"others: this model has no {OF_METHODS[name]}")
+    how = f"{part} of the {data.split} set"
+    if name == "accuracy":
+      values = {"accuracy": _accuracy(method, vars, data, key, given, batch_size)}
+    elif name == "bits_per_dim":
+      result = inference.evaluator(method, batch_size)(vars, data.source, key, **given)
+      values = {"bits/dim": result["bits_per_dim"], "nats": result["nats"]}
+    else:
+      able = "samples" in inspect.signature(fn).parameters
+      method_lib.check("measures", name, able, "others: this model has no posterior to draw from")
+      evaluate = inference.evaluator(method, batch_size, samples=DRAWS)
+      values = {"NLL, nats": -evaluate(vars, data.source, key, **given)["nats"]}
+      how = f"{how}, {DRAWS} draws of z each"
+    told = {"n": data.n, "extractor": None, "reference": None, "how": how}
+    found |= {label: {"value": value, **told} for label, value in values.items()}
+  return found
+
+
+def _accuracy(method, vars, data, key, given, batch_size):
+  def right(vars, batch, keys):
+    logits = method.fns["detect"](method_lib.averaged(method, vars), batch)["logits"]
+    return (jnp.argmax(logits, axis=1) == batch["label"]).astype(jnp.float32)
+
+  run = inference.by_example(right, batch_size)
+  return float(run(vars, data.source, key, **given).mean())
+
+
+def compare(names, networks, judged, data, batch_size, *, allow_few=False):
+  """{label: dict} of measures of features, all from one pass over the judged images.
+
+  names: of OF_FEATURES. networks: Extractors, each measured with all that it has the output for.
+  data: Data, the reference. A dict has value, n, extractor, reference and how.
+
+  Raises ValueError for fewer samples than dimensions unless allow_few, and as the measures do.
+  """
+  wanted = [
+    [m for m in map(OF_FEATURES.get, names) if m.output in network.outputs] for network in networks
+  ]
+  outputs = [sorted({m.output for m in measures}) for measures in wanted]
+  found = {}
+  features = _features(judged, networks, outputs, batch_size)
+  for network, measures, x in zip(networks, wanted, features, strict=True):
+    against = {(m.output, m.against) for m in measures if m.against}
+    real, told = {}, None
+    if against:
+      real, told = _reference(data, network, against, batch_size)
+    for m in measures if jax.process_index() == 0 else ():
+      numbers = m.fn(x[m.output], real.get((m.output, m.against)), allow_few)
+      for name, value in numbers.items():
+        found[_label(name, network.label)] = {
+          "value": float(value),
+          "n": judged.n,
+          "extractor": _name(network),
+          "reference": told if m.against else None,
+          "how": f"{judged.what}; {m.how}",
+        }
+  return json.loads(parallel.gather_text(json.dumps(found))[0])
+
+
+def _reference(data, network, against, batch_size):
+  """(what measures take of it, what is told of it)."""
+  if isinstance(data.source, frechet.Moments):
+    real = {("pool", "moments"): data.source}
+    missing = [f"{kind} of {output}" for output, kind in against if (output, kind) not in real]
+    method_lib.check("measures", missing, not missing, "frechet alone against published moments")
+    return real, {"data": data.spec, "n": data.n, "hash": weights.digest(data.source)[:16]}
+  known = reference.open_reference(*data, network)
+  images = read_images(data.source, data.n)
+  compute = lambda outputs: _features(images, [network], [outputs], batch_size)[0]
+  told = {"data": known.name, "n": known.n, "hash": known.hash}
+  return reference.load(known, against, compute), told
+
+
+class Pairs(NamedTuple):
+  """Images i of two sources, as a video of two frames."""
+
+  first: Any
+  second: Any
+
+  def __len__(self):
+    return min(len(self.first), len(self.second))
+
+  def __getitem__(self, i):
+    """Raises ValueError where the two have different shapes."""
+    pair = [source[i]["image"] for source in self]
+    if pair[0].shape != pair[1].shape:
+      raise ValueError(f"images {i} have shapes {pair[0].shape} and {pair[1].shape}: expected one")
+    return {"video": np.stack(pair)}
+
+
+def of_pairs(names, networks, images, others, batch_size):
+  """{label: dict} of means over pairs of images, OF_PAIRS and LPIPS, as `compare` returns it.
+
+  names: of any measures. networks: Extractors. images, others: Data, paired by their positions.
+  Raises ValueError for sets of different sizes and for a pair of different shapes.
+  """
+  wanted = {OF_PAIRS[name][0]: OF_PAIRS[name][1] for name in names if name in OF_PAIRS}
+  vgg = [n for n in networks if "distance" in n.outputs] if "lpips" in names else []
+  if not wanted and not vgg:
+    return {}
+  if images.n != others.n:
+    raise ValueError(f"{images.n} and {others.n} images: expected pairs, as many of both")
+
+  def fn(variables, batch, keys):
+    x, y = jnp.moveaxis(extractors.pixels(batch["video"]), 1, 0)
+    found = {label: fn(x, y) for label, fn in wanted.items()}
+    if vgg:
+      rgb = jnp.moveaxis(extractors.pixels(batch["video"], rgb=True), 1, 0)
+      found["LPIPS"] = vgg[0].apply(variables[0], *rgb)
+    return found
+
+  run = inference.by_example(fn, batch_size)
+  variables = parallel.replicate([network.variables for network in vgg])
+  source = Pairs(images.source, others.source)
+  values = run(variables, source, jax.random.key(0), limit=images.n)
+  how = f"mean over pairs with {others.spec} {others.split}"
+  network = lambda label: vgg[0] if label == "LPIPS" else None
+  return {label: _mean(x, network(label), how) for label, x in values.items()}
+
+
+class Captioned(NamedTuple):
+  """A source with captions, as tokens; what CLIP has no place for is cut, as its authors do."""
+
+  source: Any
+  tokenize: Callable
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i):
+    """Raises ValueError for an example without a caption."""
+    example = self.source[i]
+    if "caption" not in example:
+      raise ValueError(f"example {i} has {', '.join(example)}: expected a caption")
+    text = f"A photo depicts {np.ravel(example['caption'])[0]}"  # arXiv:2104.08718, Sec. 3
+    return {"image": example["image"], "tokens": self.tokenize([text], truncate=True)[0]}
+
+
+def of_captions(network, tokenize, images, batch_size):
+  """{label: dict} of the mean CLIP score of images and their captions, as `compare` returns it.
+
+  network: the Extractor of CLIP. tokenize: data.text.clip_tokenizer. images: Data with captions.
+  Raises ValueError for an example without one.
+  """
+
+  def fn(variables, batch, keys):
+    image = extractors.features(network, variables, batch["image"], ("pool",))["pool"]
+    return clip_score.clip_score(image, network.encode_text(variables, batch["tokens"]))
+
+  source, variables = Captioned(images.source, tokenize), parallel.replicate(network.variables)
+  run = inference.by_example(fn, batch_size)
+  values = run(variables, source, jax.random.key(0), limit=images.n)
+  how = "2.5 max(cos, 0) of images and their first captions, after 'A photo depicts'"
+  return {"CLIP score": _mean(values, network, how)}
+
+
+def _mean(values, network, how):
+  extractor = network and _name(network)
+  value = float(values.mean(dtype=np.float64))
+  return {"value": value, "n": len(values), "extractor": extractor, "reference": None, "how": how}
+
+
+def _name(network):
+  return {"name": network.label, "sha256": network.sha256[:16]}
+
+
+def _features(judged, networks, outputs, batch_size):
+  """[{output: float32 [n, D]}] of the networks, each example as inference.by_example has it."""
+
+  def fn(vars, batch, keys):
+    vars, variables = vars
+    x = judged.draw(vars, batch, keys)
+    return [
+      extractors.features(network, variables[i], x[network.media], outputs[i])
+      for i, network in enumerate(networks)
+    ]
+
+  run = inference.by_example(fn, batch_size)
+  variables = parallel.replicate([network.variables for network in networks])
+  return run((judged.vars, variables), judged.source, judged.key, limit=judged.n)
