@@ -100,7 +100,7 @@ def test_two_devices_take_the_step_of_one(path):
   jax.tree_util.tree_map_with_path(close, *jax.device_get((tuple(one), two)))
 
 
-@every_config
+@configs_with("sample")
 def test_a_sample_is_the_same_on_four_devices_and_on_one_in_any_batch(path):
   config, made, state, _ = built(path)
   n_classes = config.args.get("n_classes", 0)
@@ -136,7 +136,7 @@ def test_variants_are_complete_and_fit_their_models(path):
   """Every variant passes the check, builds, and names its paper, command and expected number."""
   text = path.read_text()
   doc = text[: text.index("import")]
-  assert re.search(r"arXiv:\d{4}\.\d{4,5}", doc) and "Paper:" in doc and "Ours" in doc
+  assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\d{4}", doc) and "Paper:" in doc and "Ours" in doc
   assert f"python -m experiments.train --config={path.relative_to(ROOT)}:" in doc
   for variant in variants(path):
     config = config_lib.read(f"{path}:{variant}")
