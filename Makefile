@@ -3,7 +3,7 @@
 # make test-newest  the same on the newest Python at hand
 # make soak         runs that are killed, damaged and starved, nine minutes
 # make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
-# make bench        what the parallel modes cost, on CPU devices
+# make bench        what the parallel modes cost, on CPU devices; a Frechet distance against scipy's
 # make pages        MODELS.md, EQUATIONS.md, RESULTS.md
 # make notebooks    runs the notebooks and stores what they show, four minutes
 
@@ -34,6 +34,7 @@ pod: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python -m benchmarks.modes
+	.venv/bin/python -m benchmarks.frechet
 
 pages: .venv/ready
 	.venv/bin/python -m jaxgen.pages

@@ -59,11 +59,13 @@ def of_run(names, networks):
   config, keys = config_lib.read_snapshot(workdir), loop.root_keys(SEED.value)
   spec, n_classes = SOURCE.value or config.data.source, config.args.get("n_classes", 0)
   size = config.data.image_size if IMAGE_SIZE.value is None else IMAGE_SIZE.value
-  found, own = {}, [name for name in names if name in evaluation.OF_METHODS]
-  if own:
+  if ROW.value:
+    results.check_fits(pathlib.Path(ROW.value), workdir)
+  found = {}
+  if own := [name for name in names if name in evaluation.OF_METHODS]:
     told = (data(spec, SPLIT.value, N.value, size), keys.evaluate, n_classes, BATCH_SIZE.value)
     found |= evaluation.of_method(own, method, vars, *told)
-  if own != names:
+  if names := [name for name in names if name in evaluation.OF_FEATURES]:
     method_lib.check("model", config.model, "sample" in method.fns, "one that samples")
     options = launch.options(OPTIONS.value, method.fns["sample"])
     draw = (method, vars, keys.sample, SAMPLES.value, n_classes)
@@ -80,9 +82,10 @@ def of_images(names, networks):
     tokenize = text.clip_tokenizer(VOCABULARY.value)
     network = next(n for n in networks if "text" in n.outputs)
     found |= evaluation.of_captions(network, tokenize, images, BATCH_SIZE.value)
-  if SOURCE.value:
+  if any(name in evaluation.OF_PAIRS for name in names):
     others = data(SOURCE.value, REFERENCE_SPLIT.value, N.value, IMAGE_SIZE.value)
     found |= evaluation.of_pairs(names, networks, images, others, BATCH_SIZE.value)
+  if names := [name for name in names if name in evaluation.OF_FEATURES]:
     judged = evaluation.read_images(images.source, images.n)
     found |= compare(names, networks, judged, SOURCE.value, IMAGE_SIZE.value)
   return found
@@ -90,11 +93,11 @@ def of_images(names, networks):
 
 def compare(names, networks, judged, spec, size):
   """Label -> measures of features of the judged, against the reference that the flags name."""
-  names = [name for name in names if name in evaluation.OF_FEATURES]
+  real = None
   if MOMENTS.value:
     moments, file = frechet.read_moments(MOMENTS.value), pathlib.Path(MOMENTS.value).name
     real = evaluation.Data(moments, file, "", moments.n)
-  else:
+  elif spec:
     real = data(spec, REFERENCE_SPLIT.value, REFERENCE_N.value, size)
   told = (judged, real, BATCH_SIZE.value)
   return evaluation.compare(names, networks, *told, allow_few=ALLOW_FEW.value)
@@ -109,8 +112,12 @@ def data(spec, split, n, size):
 def main():
   if (WORKDIR.value is None) == (IMAGES.value is None):
     raise ValueError("expected one of --workdir, a run, and --images, images in its place")
+  if ROW.value and not WORKDIR.value:
+    raise ValueError(f"--row={ROW.value}: expected --workdir, the run whose row it is")
   names, networks = MEASURES.value, [extractors.load(spec) for spec in EXTRACTORS.value]
-  evaluation.check(names, networks, run=bool(WORKDIR.value), pairs=bool(SOURCE.value))
+  evaluation.check(
+    names, networks, run=bool(WORKDIR.value), real=bool(SOURCE.value or MOMENTS.value)
+  )
   found, workdir = of_run(names, networks) if WORKDIR.value else (of_images(names, networks), None)
   if jax.process_index():
     return

@@ -11,6 +11,7 @@ from absl import flags
 from experiments import launch
 from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
+from jaxgen.core import method as method_lib
 from jaxgen.data import pipeline
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.", required=True)
@@ -24,6 +25,7 @@ OUT = flags.DEFINE_string("out", "sample", "Name of the two files.")
 
 def main():
   method, vars = checkpoint.load(WORKDIR.value, launch.FALLBACK.value)
+  method_lib.check("workdir", WORKDIR.value, "sample" in method.fns, "a model that samples")
   options = launch.options(OPTIONS.value, method.fns["sample"])
   workdir = checkpoint.open_workdir(WORKDIR.value)
   n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)

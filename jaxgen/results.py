@@ -81,15 +81,8 @@ def _check_fields(where, given, fields):
       raise ValueError(f"{where}: {name}={given[name]!r}: expected {what}")
 
 
-def record(path, workdir, measures):
-  """Writes the measures of the run in `workdir` into a row, the file `path`.
-
-  measures: name -> {"value", "n", "how", "extractor", "reference"}. The run is known by its seed;
-  what was measured before stays, unless other code has trained it since.
-
-  Raises ValueError where the row is not of this run's config, where a measure of it was computed in
-  another way for another seed, or where the run was not launched from a commit.
-  """
+def check_fits(path, workdir):
+  """Raises ValueError where the row, the file `path`, is not of the config of a run's `workdir`."""
   row, config = json.loads(path.read_text()), config_lib.read_snapshot(workdir)
   check(path.name, row)
   plain = lambda c: json.loads(c.to_json())  # no tuples
@@ -99,8 +92,21 @@ def record(path, workdir, measures):
     raise ValueError(
       f"{path} is of {row['config']}, {row['steps']} steps: {workdir} is another run"
     )
+
+
+def record(path, workdir, measures):
+  """Writes the measures of the run in `workdir` into a row, the file `path`.
+
+  measures: name -> {"value", "n", "how", "extractor", "reference"}. The run is known by its seed;
+  what was measured before stays, unless other code has trained it since.
+
+  Raises ValueError as `check_fits`, where a measure was computed in another way for another seed,
+  and where the run was not launched from a commit.
+  """
+  check_fits(path, workdir)
+  row, seed = json.loads(path.read_text()), config_lib.read_snapshot(workdir).train.seed
   lines = (workdir / "launches.jsonl").read_text().splitlines()
-  launch, seed = json.loads(lines[-1]), config.train.seed
+  launch = json.loads(lines[-1])
   run = {"seed": seed, "hardware": launch["hardware"], "minutes": _minutes(workdir)}
   run |= {"commit": launch["commit"], "values": {}}
   others = [r for r in row["runs"] if r["seed"] != seed]

@@ -26,7 +26,8 @@ def modules(text):
 def check(words):
   """Fails unless the module, its flags, the config, its variant and its fields exist."""
   assert words[0] == "-m", words
-  file = ROOT / f"{words[1].replace('.', '/')}.py"
+  module = ROOT / words[1].replace(".", "/")
+  file = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
   assert file.exists(), file
   defined = r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"'
   launch = (ROOT / "experiments/launch.py").read_text() if "experiments" in words[1] else ""

@@ -11,9 +11,11 @@ import processes
 import pytest
 import recipes
 
+from jaxgen.convert import weights
 from jaxgen.core import inference, method, parallel, step
-from jaxgen.data import sources
+from jaxgen.data import pipeline, sources
 from jaxgen.metrics import evaluation, extractors
+from jaxgen.nn import clip, vgg
 
 KEY = jax.random.key(3)
 COUNTS, BATCH_SIZES = (1, 13, 37), (7, 16, 100)
@@ -155,3 +157,61 @@ def test_what_is_not_finite_is_named():
   with pytest.raises(FloatingPointError, match="log_prob of example 35 is not finite"):
     evaluate(method.Vars({}), numbered(40), KEY)
   assert evaluate(method.Vars({}), numbered(40), KEY, limit=35)["n"] == 35
+
+
+def stored(folder, kind, net, *inputs, **args):
+  """The extractor of a file with random weights."""
+  shapes, rng = jax.eval_shape(net.init, jax.random.key(0), *inputs), np.random.default_rng(0)
+  draw = lambda x: rng.normal(0.0, 1.0 / np.sqrt(x.size / x.shape[-1] if x.shape else 1.0), x.shape)
+  variables = jax.tree.map(lambda x: draw(x).astype(np.float32), shapes)
+  note = {"network": kind, "args": json.dumps(args)}
+  weights.write(folder / f"{kind}.safetensors", variables, note)
+  return extractors.load(f"{kind}:{folder / kind}.safetensors"), variables
+
+
+def test_pairs_of_images(tmp_path):
+  """The means over pairs; grey images are given to VGG as RGB."""
+  rng, x = np.random.default_rng(0), np.zeros((1, 16, 16, 3), np.float32)
+  lpips, variables = stored(tmp_path, "vgg", vgg.LPIPS(), x, x)
+  a, b = rng.integers(0, 256, (2, 5, 16, 16, 1), np.uint8)
+  pair = [evaluation.Data(sources.Arrays({"image": y}), "noise", "train", 5) for y in (a, b)]
+  found = evaluation.of_pairs(["lpips", "psnr", "ssim"], [projection(), lpips], *pair, 100)
+  assert {k: v["n"] for k, v in found.items()} == {"PSNR, dB": 5, "SSIM": 5, "LPIPS": 5}
+  mse = np.mean((a.astype(float) - b) ** 2, axis=(1, 2, 3))
+  np.testing.assert_allclose(
+    found["PSNR, dB"]["value"], np.mean(10 * np.log10(255**2 / mse)), rtol=1e-5
+  )
+  signed = [np.repeat(pipeline.to_float(y), 3, -1) for y in (a, b)]
+  apart = jax.jit(vgg.LPIPS().apply)(variables, *signed)
+  np.testing.assert_allclose(found["LPIPS"]["value"], np.mean(apart), rtol=1e-5)
+  assert found["LPIPS"]["extractor"]["name"] == "VGG16" and found["SSIM"]["extractor"] is None
+  with pytest.raises(ValueError, match="5 and 4 images: expected pairs, as many of both"):
+    evaluation.of_pairs(["ssim"], [], pair[0], pair[1]._replace(n=4), 100)
+
+
+def test_captions_of_images(tmp_path):
+  """The mean over images and their captions, after the prefix of the paper."""
+  args = dict(embed_dim=8, image_resolution=16, vision_layers=1, vision_width=64)
+  args |= dict(vision_patch_size=8, context_length=6, vocab_size=20, transformer_width=64)
+  args |= dict(transformer_heads=1, transformer_layers=1)
+  net = clip.CLIP(**args)
+  x, tokens = np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 6), np.int32)
+  network, variables = stored(tmp_path, "clip", net, x, tokens, **args)
+  rng, told = np.random.default_rng(1), []
+  image = rng.integers(0, 256, (3, 20, 24, 3), np.uint8)
+  tokens = rng.integers(0, 20, (3, 6), np.int32)
+
+  def tokenize(texts, truncate):
+    told.extend(texts)
+    return tokens[[int(texts[0][-1])]]
+
+  source = sources.Arrays({"image": image, "caption": np.array(["dog 0", "dog 1", "dog 2"])})
+  data = evaluation.Data(source, "dogs", "train", 3)
+  found = evaluation.of_captions(network, tokenize, data, 100)["CLIP score"]
+  assert "A photo depicts dog 1" in told and found["n"] == 3
+  given = clip.preprocess(image, 16), tokens
+  logits = jax.jit(net.apply)(variables, *given)[0]
+  cos = np.diag(logits) / np.exp(variables["params"]["logit_scale"])
+  np.testing.assert_allclose(found["value"], 2.5 * np.maximum(cos, 0).mean(), rtol=1e-4)
+  with pytest.raises(ValueError, match="example 0 has image: expected a caption"):
+    evaluation.Captioned(sources.Arrays({"image": image}), tokenize)[0]

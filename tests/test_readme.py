@@ -66,15 +66,29 @@ def test_sampling(words, digits):
   assert "samples: " in run(digits, *words)
 
 
-@pytest.mark.parametrize("words", found("experiments.evaluate"), ids=" ".join)
-def test_evaluating(words, digits):
-  assert "bits/dim" in run(digits, *words)
+@pytest.fixture(scope="module")
+def classifier(digits):
+  """The README's extractor."""
+  words = next(w for w in found("experiments.train") if "--workdir=runs/classifier" in w)
+  run(digits, *[w.replace(":digits", ":smoke") for w in words])
+  return digits
+
+
+@pytest.mark.parametrize(
+  "words", [w for w in found("experiments.evaluate") if "--workdir=runs/digits" in w], ids=" ".join
+)
+def test_evaluating(words, classifier):
+  few = [w.replace("--samples=1500", "--samples=50") for w in words]
+  output = run(classifier, *few, JAXGEN_CACHE=str(classifier))
+  assert "bits/dim" in output and ("FD-Classifier" in output) == ("--extractors" in " ".join(words))
 
 
 @pytest.mark.parametrize(
   "words",
   [
-    w for w in found("experiments.train") if "--workdir=runs/digits" not in w and w[2:] != DOWNLOADS
+    w
+    for w in found("experiments.train")
+    if w[-1] not in ("--workdir=runs/digits", "--workdir=runs/classifier") and w[2:] != DOWNLOADS
   ],
   ids=lambda words: words[2],
 )
@@ -86,7 +100,7 @@ def test_training(words, home):
   assert f"on {8 if environment else 1} devices" in output
 
 
-@pytest.mark.parametrize("words", found("jaxgen"), ids=" ".join)
+@pytest.mark.parametrize("words", found("jaxgen.index"), ids=" ".join)
 def test_finding(words, home):
   run(home, *words)
 
@@ -144,6 +158,7 @@ def test_results_are_those_of_the_ledger():
   for model, variant, text, steps in named:
     row = rows[f"{model}_{variant}"]
     assert f"{row['steps']:,}" == steps
-    for name in row["measures"]:
-      mean = np.mean([r["values"][name] for r in row["runs"]])
-      assert f"{mean:.2f}" in text, (model, text)
+    values = [[r["values"][name] for r in row["runs"]] for name in row["measures"]]
+    known = {f"{np.mean(v):.{digits}f}" for v in values for digits in (1, 2, 3)}
+    known |= {f"{np.std(v, ddof=1):.2f}" for v in values if len(v) > 1}
+    assert set(re.findall(r"\d+\.\d+", text)) <= {k.lstrip("-") for k in known}, (model, text)

@@ -50,7 +50,7 @@ def read(path):
 def write(path, variables, note):
   """Writes the Flax variables of a network, arrays in a tree of dicts, and a note of strings."""
   flat = traverse_util.flatten_dict(variables, sep="/")
-  tensors = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+  tensors = {name: np.asarray(value, order="C") for name, value in flat.items()}
   safetensors_numpy.save_file(tensors, path, metadata=note)
 
 
@@ -109,7 +109,7 @@ def digest(variables):
   """The sha256 of a tree of arrays: their names, dtypes, shapes and values."""
   total = hashlib.sha256()
   for where, x in jax.tree_util.tree_leaves_with_path(variables):
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, order="C")
     total.update(f"{jax.tree_util.keystr(where)} {x.dtype} {x.shape}".encode())
     total.update(x.data)
   return total.hexdigest()

@@ -77,16 +77,17 @@ OF_FEATURES = {
 }
 
 
-OF_PAIRS = {
+OF_PAIRS = {  # name -> (label, fn(x, y) -> [B]); LPIPS is its extractor's
   "psnr": ("PSNR, dB", lambda x, y: reconstruction.psnr(x, y, data_range=255.0)),
   "ssim": ("SSIM", lambda x, y: reconstruction.ssim(x, y, data_range=255.0)),
+  "lpips": ("LPIPS", None),
 }
 # The function that each needs.
 OF_METHODS = {"bits_per_dim": "log_prob", "importance_nll": "log_prob", "accuracy": "detect"}
 DRAWS = 500  # of z an image, for importance_nll
 OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
 OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
-NAMES = (*OF_METHODS, *OF_FEATURES, *OF_PAIRS, "lpips", "clip_score")
+NAMES = (*OF_METHODS, *OF_FEATURES, *OF_PAIRS, "clip_score")
 PAPERS = {
   "FD-Inception": "FID",
   "sFD-Inception": "sFID",
@@ -101,7 +102,7 @@ def labels():
   parts = ("FD", "sFD", "KD", "IS", "precision", "recall", "density", "coverage")
   networks = [network.label for network in extractors.NETWORKS.values()] + ["Classifier"]
   of_features = {_label(part, network) for part in parts for network in networks}
-  others = {"bits/dim", "nats", "NLL, nats", "accuracy", "LPIPS", "CLIP score"}
+  others = {"bits/dim", "nats", "NLL, nats", "accuracy", "CLIP score"}
   return of_features | others | {label for label, _ in OF_PAIRS.values()}
 
 
@@ -151,10 +152,11 @@ class Data(NamedTuple):
   n: int
 
 
-def check(names, networks, *, run, pairs):
+def check(names, networks, *, run, real):
   """Raises ValueError for a name that is not in NAMES or for which something is missing.
 
-  networks: Extractors. run: whether a run is measured. pairs: whether there are two sets of images.
+  networks: Extractors. run: whether a run is measured, not images. real: whether there is something
+  to compare those with.
   """
   labels = [network.label for network in networks]
   for name in names:
@@ -162,12 +164,12 @@ def check(names, networks, *, run, pairs):
     output = OUTPUTS.get(name)
     able = output is None or any(output in network.outputs for network in networks)
     method_lib.check("extractors", labels, able, f"one with {output}, for {name}")
-    if name in OF_FEATURES:
-      method_lib.check("measures", name, run or pairs, "a source to compare with, for --images")
-    elif name in OF_METHODS:
+    if name in OF_METHODS:
       method_lib.check("measures", name, run, f"others without a run, whose measure {name} is")
-    else:
+    elif name not in OF_FEATURES:
       method_lib.check("measures", name, not run, f"others of a run: {name} is of --images")
+    if name in OF_PAIRS or (name in OF_FEATURES and OF_FEATURES[name].against):
+      method_lib.check("measures", name, run or real, "a --source to compare --images with")
 
 
 def of_method(names, method, vars, data, key, n_classes, batch_size):
@@ -270,33 +272,28 @@ class Pairs(NamedTuple):
 
 
 def of_pairs(names, networks, images, others, batch_size):
-  """{label: dict} of means over pairs of images, OF_PAIRS and LPIPS, as `compare` returns it.
+  """{label: dict} of means over pairs of images, of OF_PAIRS, as `compare` returns it.
 
   names: of any measures. networks: Extractors. images, others: Data, paired by their positions.
   Raises ValueError for sets of different sizes and for a pair of different shapes.
   """
-  wanted = {OF_PAIRS[name][0]: OF_PAIRS[name][1] for name in names if name in OF_PAIRS}
-  vgg = [n for n in networks if "distance" in n.outputs] if "lpips" in names else []
-  if not wanted and not vgg:
-    return {}
   if images.n != others.n:
     raise ValueError(f"{images.n} and {others.n} images: expected pairs, as many of both")
+  wanted = [name for name in OF_PAIRS if name in names]
+  vgg = next((n for n in networks if "distance" in n.outputs), None) if "lpips" in wanted else None
 
   def fn(variables, batch, keys):
-    x, y = jnp.moveaxis(extractors.pixels(batch["video"]), 1, 0)
-    found = {label: fn(x, y) for label, fn in wanted.items()}
-    if vgg:
-      rgb = jnp.moveaxis(extractors.pixels(batch["video"], rgb=True), 1, 0)
-      found["LPIPS"] = vgg[0].apply(variables[0], *rgb)
-    return found
+    x, y = jnp.moveaxis(extractors.pixels(batch["video"], rgb=True), 1, 0)
+    found = {name: OF_PAIRS[name][1](x, y) for name in wanted if name != "lpips"}
+    return found | ({"lpips": vgg.apply(variables, x, y)} if vgg else {})
 
   run = inference.by_example(fn, batch_size)
-  variables = parallel.replicate([network.variables for network in vgg])
+  variables = parallel.replicate(vgg.variables if vgg else {})
   source = Pairs(images.source, others.source)
   values = run(variables, source, jax.random.key(0), limit=images.n)
   how = f"mean over pairs with {others.spec} {others.split}"
-  network = lambda label: vgg[0] if label == "LPIPS" else None
-  return {label: _mean(x, network(label), how) for label, x in values.items()}
+  network = {"lpips": vgg}
+  return {OF_PAIRS[name][0]: _mean(x, network.get(name), how) for name, x in values.items()}
 
 
 class Captioned(NamedTuple):
