@@ -24,7 +24,7 @@ from jaxgen.metrics import evaluation, extractors, frechet
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.")
 IMAGES = flags.DEFINE_string("images", None, "A source of images in place of a run's samples.")
-MEASURES = flags.DEFINE_list("measures", "bits_per_dim", f"Of {', '.join(evaluation.NAMES)}.")
+MEASURES = flags.DEFINE_list("measures", "bits_per_dim,nats", f"Of {', '.join(evaluation.NAMES)}.")
 EXTRACTORS = flags.DEFINE_list("extractors", "", "KIND:FILE, of which features are measured.")
 SAMPLES = flags.DEFINE_integer("samples", 50_000, "How many samples of a run.", lower_bound=1)
 OPTIONS = flags.DEFINE_string("options", "{}", "Keywords of the method's sample, as JSON.")

@@ -55,8 +55,10 @@ def read(path, trusted):
   return {name: whole(value).numpy() for name, value in tensors.items()}
 
 
-def convert(network, sources, out, unpublished=False):
+def convert(network, sources, out, unpublished=False, **options):
   """Writes the weights in some files as one of ours; returns {name of a file: its sha256}.
+
+  options: keywords of the network's from_torch.
 
   Raises ValueError for a file that is not the published one, unless `unpublished`, and for an `out`
   that is there; KeyError and ValueError for other tensors than the network's; and as `read` does,
@@ -68,9 +70,9 @@ def convert(network, sources, out, unpublished=False):
   published = {"any": ""} if unpublished else module.PUBLISHED
   sha256 = {path.name: check_published(path, published) for path in sources}
   tensors = {}
-  for path in sources:
-    tensors |= read(path, trusted=not unpublished)
-  args, variables = module.from_torch(tensors)
+  for path in sources:  # a digest that is known in part can be forged
+    tensors |= read(path, trusted=sha256[path.name] in module.PUBLISHED.values())
+  args, variables = module.from_torch(tensors, **options)
   note = {"network": network, "args": json.dumps(args), "sources": json.dumps(sha256)}
   weights.write(out, variables, note)
   return sha256
@@ -83,10 +85,12 @@ def main():
   parser.add_argument("source", nargs="+", type=pathlib.Path, help="the original file or files")
   parser.add_argument("out", type=pathlib.Path, help="a new .safetensors file")
   parser.add_argument("--unpublished", action="store_true", help="whatever their sha256 is")
+  parser.add_argument("--activation", choices=("gelu", "quick_gelu"), help="of clip")
   args = parser.parse_args()
+  options = {"activation": args.activation} if args.activation else {}
   try:
-    sha256 = convert(args.network, args.source, args.out, args.unpublished)
-  except (ImportError, KeyError, OSError, ValueError) as error:
+    sha256 = convert(args.network, args.source, args.out, args.unpublished, **options)
+  except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   print(f"{args.out}: {args.network}, from {', '.join(f'{k} {v}' for k, v in sha256.items())}")
 

@@ -4,6 +4,7 @@ A measure of features has its extractor's name, "FD-EffNetLite0"; only with the 
 paper used has it the paper's: FID, sFID, KID, Inception score, FVD.
 """
 
+import functools
 import inspect
 import json
 from collections.abc import Callable
@@ -82,8 +83,12 @@ OF_PAIRS = {  # name -> (label, fn(x, y) -> [B]); LPIPS is its extractor's
   "ssim": ("SSIM", lambda x, y: reconstruction.ssim(x, y, data_range=255.0)),
   "lpips": ("LPIPS", None),
 }
-# The function that each needs.
-OF_METHODS = {"bits_per_dim": "log_prob", "importance_nll": "log_prob", "accuracy": "detect"}
+OF_METHODS = {  # name -> (label, the function of a Method that it needs)
+  "bits_per_dim": ("bits/dim", "log_prob"),
+  "nats": ("nats", "log_prob"),
+  "importance_nll": ("NLL, nats", "log_prob"),
+  "accuracy": ("accuracy", "detect"),
+}
 DRAWS = 500  # of z an image, for importance_nll
 OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
 OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
@@ -102,8 +107,8 @@ def labels():
   parts = ("FD", "sFD", "KD", "IS", "precision", "recall", "density", "coverage")
   networks = [network.label for network in extractors.NETWORKS.values()] + ["Classifier"]
   of_features = {_label(part, network) for part in parts for network in networks}
-  others = {"bits/dim", "nats", "NLL, nats", "accuracy", "CLIP score"}
-  return of_features | others | {label for label, _ in OF_PAIRS.values()}
+  named = [*OF_METHODS.values(), *OF_PAIRS.values()]
+  return of_features | {label for label, _ in named} | {"CLIP score"}
 
 
 def _label(name, network):
@@ -177,35 +182,38 @@ def of_method(names, method, vars, data, key, n_classes, batch_size):
 
   vars: whole on every device. data: Data. Raises ValueError where the method offers no such thing.
   """
-  found, given = {}, dict(limit=data.n, n_classes=n_classes)
   part = f"the first {data.n:,} images" if data.n < len(data.source) else "all images"
+  how, found = f"{part} of the {data.split} set", {}
+
+  @functools.cache
+  def evaluated(**options):
+    run = inference.evaluator(method, batch_size, **options)
+    return run(vars, data.source, key, limit=data.n, n_classes=n_classes)
+
   for name in names:
-    fn = method.fns.get(OF_METHODS[name])
-    method_lib.check("measures", name, fn, f"others: this model has no {OF_METHODS[name]}")
-    how = f"{part} of the {data.split} set"
+    label, needed = OF_METHODS[name]
+    fn, told = method.fns.get(needed), how
+    method_lib.check("measures", name, fn, f"others: this model has no {needed}")
     if name == "accuracy":
-      values = {"accuracy": _accuracy(method, vars, data, key, given, batch_size)}
-    elif name == "bits_per_dim":
-      result = inference.evaluator(method, batch_size)(vars, data.source, key, **given)
-      values = {"bits/dim": result["bits_per_dim"], "nats": result["nats"]}
-    else:
+      value = _accuracy(method, vars, data, key, n_classes, batch_size)
+    elif name == "importance_nll":
       able = "samples" in inspect.signature(fn).parameters
       method_lib.check("measures", name, able, "others: this model has no posterior to draw from")
-      evaluate = inference.evaluator(method, batch_size, samples=DRAWS)
-      values = {"NLL, nats": -evaluate(vars, data.source, key, **given)["nats"]}
-      how = f"{how}, {DRAWS} draws of z each"
-    told = {"n": data.n, "extractor": None, "reference": None, "how": how}
-    found |= {label: {"value": value, **told} for label, value in values.items()}
+      value, told = -evaluated(samples=DRAWS)["nats"], f"{how}, {DRAWS} draws of z each"
+    else:
+      value = evaluated()[name]
+    of = {"n": data.n, "extractor": None, "reference": None, "how": told}
+    found[label] = {"value": value, **of}
   return found
 
 
-def _accuracy(method, vars, data, key, given, batch_size):
+def _accuracy(method, vars, data, key, n_classes, batch_size):
   def right(vars, batch, keys):
     logits = method.fns["detect"](method_lib.averaged(method, vars), batch)["logits"]
     return (jnp.argmax(logits, axis=1) == batch["label"]).astype(jnp.float32)
 
   run = inference.by_example(right, batch_size)
-  return float(run(vars, data.source, key, **given).mean())
+  return float(run(vars, data.source, key, data.n, n_classes).mean())
 
 
 def compare(names, networks, judged, data, batch_size, *, allow_few=False):
