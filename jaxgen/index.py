@@ -79,7 +79,7 @@ def labels(text):
 def parse_tags(file, text):
   """The Tags of a Python file, in order. A bare number in a file without a paper has source ""."""
   tree = ast.parse(text)
-  own = re.search(r"arXiv:\d{4}\.\d{4,5}", ast.get_docstring(tree) or "")
+  own = re.search(r"arXiv:\d{4}\.\d{4,5}|doi:10\.[\w./()-]*\w", ast.get_docstring(tree) or "")
   functions = _functions(tree)
   found, source, end = [], "", 0
   for match in _TOKEN.finditer(text):

@@ -20,9 +20,7 @@ FNS = ("sample", "field", "log_prob", "encode", "decode", "cache", "step", "dete
 MEASURES = r"metrics/(?!_|evaluation|extractors|reference)"
 SHAPES = re.compile(rf"jaxgen/((objectives|samplers|nn|models/\w+)/|{MEASURES}|(paths|noise)\.py)")
 TIMES = re.compile(r"jaxgen/((objectives|samplers|metrics)/|nn/(?!bijectors)|paths\.py)")
-SOURCE = re.compile(
-  rf"jaxgen/((objectives|samplers|nn|models/\w+)/(?!__)|{MEASURES}|paths\.py)"
-)
+SOURCE = re.compile(rf"jaxgen/((objectives|samplers|nn|models/\w+)/(?!__)|{MEASURES}|paths\.py)")
 IMAGES = re.compile(r"jaxgen/(data/|core/report|objectives/likelihood|models/)")
 DENSITIES = re.compile(r"log_prob|(^|_)(kl|nll|bits|bound|term|prior|entropy|elbo)(_|$)")
 

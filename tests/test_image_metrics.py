@@ -380,6 +380,10 @@ def test_decibels_pool_over_examples():
       equivariance.decibels(*args, data_range=data_range)
   with pytest.raises(ValueError, match=r"\[B, N, N, C\]"):
     equivariance.eqt_int(lambda z, transform: jnp.zeros((2, 8, 9, 1)), jnp.zeros((2, 3)), keys(2))
+  pixels = lambda z, transform: jnp.zeros((2, 8, 8, 1), jnp.uint8)
+  for measure in (equivariance.eqt_int, equivariance.eqt_frac, equivariance.eqr):
+    with pytest.raises(ValueError, match="uint8"):
+      measure(pixels, jnp.zeros((2, 3)), keys(2))
 
 
 def test_clip_score():

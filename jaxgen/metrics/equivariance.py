@@ -26,7 +26,7 @@ def eqt_int(generate, z, keys):
   """EQ-T: squared errors [B] and their numbers [B] after shifts by whole pixels. App. E.1.
 
   generate: (z [B, ...], transform [B, 3, 3]) -> images [B, N, N, C], as above. z: [B, ...].
-  keys: [B], of the shifts. Raises ValueError for images that are not square.
+  keys: [B], of the shifts. Raises ValueError unless images are square and float32.
   """
   x = _unmoved(generate, z)
   shift = jnp.round(_draw_shift(keys, x))
@@ -37,7 +37,7 @@ def eqt_frac(generate, z, keys):
   """EQ-T_frac: squared errors [B] and their numbers [B] after shifts by any distance. App. E.2.
 
   generate: (z [B, ...], transform [B, 3, 3]) -> images [B, N, N, C], as above. z: [B, ...].
-  keys: [B], of the shifts. Raises ValueError for images that are not square.
+  keys: [B], of the shifts. Raises ValueError unless images are square and float32.
   """
   x = _unmoved(generate, z)
   shift = _draw_shift(keys, x)
@@ -48,7 +48,7 @@ def eqr(generate, z, keys):
   """EQ-R: squared errors [B] and their numbers [B] after rotations by any angle. App. E.3.
 
   generate: (z [B, ...], transform [B, 3, 3]) -> images [B, N, N, C], as above. z: [B, ...].
-  keys: [B], of the angles. Raises ValueError for images that are not square.
+  keys: [B], of the angles. Raises ValueError unless images are square and float32.
   """
   x = _unmoved(generate, z)
   angle = noise.uniform(keys, (), -np.pi, np.pi)
@@ -176,6 +176,7 @@ def _unmoved(generate, z):
   x = generate(z, jnp.broadcast_to(jnp.eye(3), (len(z), 3, 3)))
   square = x.ndim == 4 and x.shape[1] == x.shape[2]
   method.check("shape of generate's images", x.shape, square, "[B, N, N, C]")
+  method.check("dtype of generate's images", str(x.dtype), x.dtype == "float32", "float32")
   return x
 
 
