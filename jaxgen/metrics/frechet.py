@@ -12,6 +12,7 @@ from jaxgen.core import method
 from jaxgen.data import sources
 
 _BLOCK = 512  # rows that are merged at a time
+_SINGULAR = 1e-10  # the smallest pivot of a covariance over the largest
 _SMALL = 1e-5  # of the largest entry or eigenvalue: what a covariance in float32 may be off by
 
 
@@ -106,7 +107,14 @@ def frechet_distance(a, b, *, allow_few=False):
 
 
 def _factor(name, cov):
-  """A [D, r] with A A^T = cov, r its rank up to the rounding of eigh."""
+  """A [D, r] with A A^T = cov, by Cholesky, or where cov may be singular by its eigenvectors."""
+  try:
+    lower = np.linalg.cholesky(cov)
+  except np.linalg.LinAlgError:
+    lower = np.zeros((1, 1))
+  pivots = np.diag(lower) ** 2
+  if pivots.min() > _SINGULAR * pivots.max():
+    return lower
   values, vectors = np.linalg.eigh(cov)
   if values[0] < -_SMALL * abs(values[-1]):
     raise ValueError(f"{name} has a cov with the eigenvalue {values[0]}: expected 0 or more")
