@@ -65,12 +65,12 @@ def of_run(names, networks):
   if own := [name for name in names if name in evaluation.OF_METHODS]:
     told = (data(spec, SPLIT.value, N.value, size), keys.evaluate, n_classes, BATCH_SIZE.value)
     found |= evaluation.of_method(own, method, vars, *told)
-  if names := [name for name in names if name in evaluation.OF_FEATURES]:
+  if of_features := [name for name in names if name in evaluation.OF_FEATURES]:
     method_lib.check("model", config.model, "sample" in method.fns, "one that samples")
     options = launch.options(OPTIONS.value, method.fns["sample"])
     draw = (method, vars, keys.sample, SAMPLES.value, n_classes)
     judged = evaluation.draw_samples(*draw, **options)
-    found |= compare(names, networks, judged, spec, size)
+    found |= compare(of_features, networks, judged, spec, size)
   return found, workdir
 
 
@@ -85,9 +85,9 @@ def of_images(names, networks):
   if any(name in evaluation.OF_PAIRS for name in names):
     others = data(SOURCE.value, REFERENCE_SPLIT.value, N.value, IMAGE_SIZE.value)
     found |= evaluation.of_pairs(names, networks, images, others, BATCH_SIZE.value)
-  if names := [name for name in names if name in evaluation.OF_FEATURES]:
+  if of_features := [name for name in names if name in evaluation.OF_FEATURES]:
     judged = evaluation.read_images(images.source, images.n)
-    found |= compare(names, networks, judged, SOURCE.value, IMAGE_SIZE.value)
+    found |= compare(of_features, networks, judged, SOURCE.value, IMAGE_SIZE.value)
   return found
 
 

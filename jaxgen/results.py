@@ -82,43 +82,60 @@ def _check_fields(where, given, fields):
 
 
 def check_fits(path, workdir):
-  """Raises ValueError where the row, the file `path`, is not of the config of a run's `workdir`."""
+  """{"seed", "hardware", "minutes", "commit"} of the run in `workdir`, for the row, a file `path`.
+
+  Raises ValueError where the row is of another config, where the run is not at its last step, and
+  where it was not trained by the code of one commit, without changes.
+  """
   row, config = json.loads(path.read_text()), config_lib.read_snapshot(workdir)
   check(path.name, row)
   plain = lambda c: json.loads(c.to_json())  # no tuples
   wanted, given = plain(config_lib.read(row["config"])), plain(config)
   same = all(wanted[key] == given[key] for key in ("model", "args"))
-  if not same or row["steps"] != config.train.steps:
+  same &= all(wanted["data"][key] == given["data"][key] for key in ("batch_size", "flip"))
+  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+  at = max(line["step"] for line in lines)
+  if not same or not row["steps"] == config.train.steps == at:
     raise ValueError(
-      f"{path} is of {row['config']}, {row['steps']} steps: {workdir} is another run"
+      f"{path} is of {row['config']}, {row['steps']} steps: {workdir} is another run, at step {at}"
     )
+  launches = workdir / "launches.jsonl"
+  if not launches.exists():
+    raise ValueError(f"{launches} does not exist: expected a run that tells the commit of its code")
+  told = [json.loads(line) for line in launches.read_text().splitlines()]
+  for name in ("commit", "hardware"):
+    values = sorted({str(line[name]) for line in told})
+    if len(values) > 1 or not RUN[name][0](values[0]):
+      raise ValueError(f"{launches}: {name} {', '.join(values)}: expected one, {RUN[name][1]}")
+  speeds = {x["step"]: x["steps_per_s"] for x in lines if "steps_per_s" in x}
+  ends = [0, *sorted(speeds)]
+  seconds = sum((b - a) / speeds[b] for a, b in itertools.pairwise(ends))
+  run = {"seed": config.train.seed, "hardware": told[0]["hardware"]}
+  return run | {"minutes": float(f"{seconds / 60:.2g}"), "commit": told[0]["commit"]}
 
 
 def record(path, workdir, measures):
   """Writes the measures of the run in `workdir` into a row, the file `path`.
 
-  measures: name -> {"value", "n", "how", "extractor", "reference"}. The run is known by its seed;
-  what was measured before stays, unless other code has trained it since.
+  measures: name -> {"value", "n", "how", "extractor", "reference"}. The run is known by its seed
+  and commit; what was measured of it before stays.
 
   Raises ValueError as `check_fits`, where a measure was computed in another way for another seed,
-  and where the run was not launched from a commit.
+  and where a measure of this seed, trained by other code, would be lost.
   """
-  check_fits(path, workdir)
-  row, seed = json.loads(path.read_text()), config_lib.read_snapshot(workdir).train.seed
-  lines = (workdir / "launches.jsonl").read_text().splitlines()
-  launch = json.loads(lines[-1])
-  run = {"seed": seed, "hardware": launch["hardware"], "minutes": _minutes(workdir)}
-  run |= {"commit": launch["commit"], "values": {}}
-  others = [r for r in row["runs"] if r["seed"] != seed]
+  run = check_fits(path, workdir) | {"values": {}}
+  row = json.loads(path.read_text())
+  others = [r for r in row["runs"] if r["seed"] != run["seed"]]
   for before in row["runs"]:
-    if before["seed"] == seed and before["commit"] == run["commit"]:
+    if before["seed"] == run["seed"]:
+      lost = before["values"].keys() - measures.keys() if before["commit"] != run["commit"] else ()
+      if lost:
+        raise ValueError(f"{path}: the run of commit {before['commit']} has {', '.join(lost)} too")
       run["values"] = before["values"]
   for name, measure in measures.items():
     known = row["measures"].get(name, {"paper": None, "source": None})
     new = {k: known[k] for k in ("paper", "source")} | measure
     del new["value"]
-    if "how" in known and not measure["extractor"]:
-      new["how"] = known["how"]  # which says what the model's density is
     if new != known and any(name in r["values"] for r in others):
       raise ValueError(f"{path}: {name} of other seeds has {known}: expected the same as {new}")
     row["measures"][name] = new
@@ -126,14 +143,6 @@ def record(path, workdir, measures):
   row["runs"] = sorted([*others, run], key=lambda r: r["seed"])
   check(path.name, row)
   path.write_text(json.dumps(row, indent=1) + "\n")
-
-
-def _minutes(workdir):
-  """Of training steps, without compiling, pictures and evaluation."""
-  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-  speeds = {x["step"]: x["steps_per_s"] for x in lines if "steps_per_s" in x}
-  steps = [0, *speeds]
-  return float(f"{sum((b - a) / speeds[b] for a, b in itertools.pairwise(steps)) / 60:.2g}")
 
 
 def read_soak(folder):

@@ -434,7 +434,7 @@ def test_conversion(args, layout, tmp_path):
 
   file = tmp_path / "clip.safetensors"
   weights.write(file, variables, {"network": "clip", "args": json.dumps(found)})
-  net, loaded = weights.load(file, "clip", clip.CLIP, inputs)
+  net, loaded, _ = weights.load(file, "clip", clip.CLIP, inputs)
   jax.tree.map(np.testing.assert_array_equal, loaded, variables)
   assert jax.jit(net.apply)(loaded, *inputs(net))[0].shape == (1, 1)
 

@@ -40,15 +40,15 @@ def written(folder, network="net", **changed):
 
 
 def test_a_file_gives_back_the_network(tmp_path):
-  net, variables = weights.load(written(tmp_path), "net", Net, lambda net: [X])
-  assert net.width == 4
+  net, variables, note = weights.load(written(tmp_path), "net", Net, lambda net: [X])
+  assert net.width == 4 and note["network"] == "net"
   np.testing.assert_array_equal(variables["params"]["out"]["kernel"].ravel(), np.arange(12))
   np.savez(
     tmp_path / "net.npz",
     note=json.dumps({"network": "net", "args": '{"width": 4}'}),
     **{f"params/out/{k}": v for k, v in variables["params"]["out"].items()},
   )
-  _, same = weights.load(tmp_path / "net.npz", "net", Net, lambda net: [X])
+  _, same, _ = weights.load(tmp_path / "net.npz", "net", Net, lambda net: [X])
   assert weights.digest(same) == weights.digest(variables)
 
 
@@ -61,16 +61,17 @@ def test_the_digest_is_of_names_and_values():
     {"a": tree["a"].astype(np.int32), "b": tree["b"]},
     {"a": tree["a"], "b": tree["b"] + 1e-6},
   ]
-  assert len({weights.digest(t) for t in [tree, *others]}) == 5
+  assert len({weights.digest(t) for t in [tree, *others]} | {weights.digest(tree, "gelu")}) == 6
 
 
 @pytest.mark.parametrize(
   "changed, words",
   [
     ({"network": "clip"}, "='clip': expected net, from python -m jaxgen.convert net"),
-    ({"bias": None}, "params/out/bias has shape none: expected (4,)"),
-    ({"extra": np.zeros(1)}, "params/out/extra has shape (1,): expected none"),
-    ({"bias": np.zeros(5)}, "params/out/bias has shape (5,): expected (4,)"),
+    ({"bias": None}, "params/out/bias is none: expected float32 (4,)"),
+    ({"extra": np.zeros(1)}, "params/out/extra is float64 (1,): expected none"),
+    ({"bias": np.zeros(5, np.float32)}, "bias is float32 (5,): expected float32 (4,)"),
+    ({"bias": np.zeros(4, np.float16)}, "bias is float16 (4,): expected float32 (4,)"),
   ],
 )
 def test_what_does_not_fit_is_named(changed, words, tmp_path):
@@ -106,7 +107,7 @@ def test_the_command_checks_and_records_where_weights_come_from(tmp_path, monkey
   monkeypatch.setattr(inception, "from_torch", lambda tensors: ({"k": 1}, {"params": tensors}))
   with pytest.raises(SystemExit, match=f"has sha256 {sha256}: expected a published one"):
     convert(monkeypatch, "inception", source, out)
-  monkeypatch.setattr(inception, "PUBLISHED", {"original": sha256[:8]})
+  monkeypatch.setattr(inception, "PUBLISHED", {"original": sha256})
   convert(monkeypatch, "inception", source, out)
   assert sha256 in capsys.readouterr().out
   tensors, note = weights.read(out)
@@ -115,8 +116,12 @@ def test_the_command_checks_and_records_where_weights_come_from(tmp_path, monkey
   np.testing.assert_array_equal(tensors["params/w"], np.ones(3))
   with pytest.raises(SystemExit, match="ours.safetensors: expected a new file"):
     convert(monkeypatch, "inception", source, out)
-  monkeypatch.setattr(inception, "PUBLISHED", {})
+  monkeypatch.setattr(inception, "PUBLISHED", {"original": "0" * 64})
   convert(monkeypatch, "inception", source, tmp_path / "any.safetensors", "--unpublished")
+  with pytest.raises(SystemExit, match="expected files of different names"):
+    convert(monkeypatch, "inception", source, source, tmp_path / "two.safetensors")
+  with pytest.raises(SystemExit, match="--activation is missing"):
+    convert(monkeypatch, "clip", source, tmp_path / "clip.safetensors", "--unpublished")
 
 
 def test_an_extractor_that_is_not_there_says_what_makes_it():
@@ -135,6 +140,7 @@ def test_public_weights_are_loaded_and_told_by_their_digest(tmp_path, monkeypatc
   convert(monkeypatch, "efficientnet", source, out, "--unpublished")
   extractor = extractors.load(f"efficientnet:{out}")
   assert (extractor.label, extractor.outputs) == ("EffNetLite0", ("pool", "logits"))
+  assert not extractor.published  # but made from the file that is
   x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 1)).astype(np.float32)
   run = jax.jit(lambda v, x: extractors.features(extractor, v, x, ("pool",)))
   pool = run(extractor.variables, x)["pool"]

@@ -57,12 +57,14 @@ def numbers(batch_size):
   return found
 
 
-def projection(dim=6):
+def projection(dim=6, pixels=64):
   """An extractor of 8x8 images with random weights: compiles at once."""
   rng = np.random.default_rng(0)
-  variables = {k: rng.normal(0, 0.1, (64, dim)).astype(np.float32) for k in ("pool", "logits")}
+  variables = {k: rng.normal(0, 0.1, (pixels, dim)).astype(np.float32) for k in ("pool", "logits")}
   apply = lambda v, x: {k: jnp.tanh(x.reshape(len(x), -1) / 50 @ w) for k, w in v.items()}
-  return extractors.Extractor("Test", "0" * 64, "image", False, (*variables,), variables, apply)
+  return extractors.Extractor(
+    "Test", True, "0" * 64, "image", False, (*variables,), variables, apply
+  )
 
 
 def measures(batch_size):
@@ -164,7 +166,7 @@ def stored(folder, kind, net, *inputs, **args):
   shapes, rng = jax.eval_shape(net.init, jax.random.key(0), *inputs), np.random.default_rng(0)
   draw = lambda x: rng.normal(0.0, 1.0 / np.sqrt(x.size / x.shape[-1] if x.shape else 1.0), x.shape)
   variables = jax.tree.map(lambda x: draw(x).astype(np.float32), shapes)
-  note = {"network": kind, "args": json.dumps(args)}
+  note = {"network": kind, "args": json.dumps(args), "sources": "{}"}
   weights.write(folder / f"{kind}.safetensors", variables, note)
   return extractors.load(f"{kind}:{folder / kind}.safetensors"), variables
 
@@ -175,7 +177,12 @@ def test_pairs_of_images(tmp_path):
   lpips, variables = stored(tmp_path, "vgg", vgg.LPIPS(), x, x)
   a, b = rng.integers(0, 256, (2, 5, 16, 16, 1), np.uint8)
   pair = [evaluation.Data(sources.Arrays({"image": y}), "noise", "train", 5) for y in (a, b)]
-  found = evaluation.of_pairs(["lpips", "psnr", "ssim"], [projection(), lpips], *pair, 100)
+  names = ["lpips", "psnr", "ssim", "inception_score"]
+  found = evaluation.of_pairs(names, [projection(), lpips], *pair, 100)
+  both = [projection(dim=6, pixels=256), lpips]  # what LPIPS takes is no matter of the other's
+  judged = evaluation.read_images(pair[0].source)
+  some = evaluation.compare(["precision_recall"], both, judged, pair[1], 100)
+  assert set(some) == {"precision-Test", "recall-Test"}
   assert {k: v["n"] for k, v in found.items()} == {"PSNR, dB": 5, "SSIM": 5, "LPIPS": 5}
   mse = np.mean((a.astype(float) - b) ** 2, axis=(1, 2, 3))
   np.testing.assert_allclose(
@@ -231,8 +238,48 @@ def test_videos_against_published_moments(tmp_path):
   expected = frechet.frechet_distance(frechet.moments(features), moments)
   np.testing.assert_allclose(found["value"], expected, rtol=1e-5)
   assert found["reference"]["data"] == "stats.npz" and found["reference"]["n"] is None
-  with pytest.raises(ValueError, match="expected frechet alone against published moments"):
+  with pytest.raises(ValueError, match="expected frechet alone against moments"):
     evaluation.compare(["kernel"], [network], judged, data, 100)
   with pytest.raises(ValueError, match="a has n=3 samples in D=3 dimensions"):
     few = evaluation.read_images(sources.Arrays({"video": video[:3]}))
     evaluation.compare(["frechet"], [network], few, data, 100)
+
+
+def test_the_inception_score_does_not_depend_on_the_order_of_files():
+  """Sorted by class, each of ten parts would have one class, and a score of 1."""
+  image = np.repeat(np.arange(10, dtype=np.uint8), 30)[:, None, None, None] * 20
+  one_hot = lambda v, x: {"logits": 50.0 * jax.nn.one_hot((x[:, 0, 0, 0] / 20).astype(int), 10)}
+  network = projection()._replace(apply=one_hot, outputs=("logits",))
+  judged = evaluation.read_images(sources.Arrays({"image": image}))
+  score = evaluation.compare(["inception_score"], [network], judged, None, 100)["IS-Test"]["value"]
+  assert 8.5 < score <= 10.0
+
+
+def test_a_paper_s_name_wants_its_weights():
+  network = projection()._replace(label="Inception", outputs=("logits",))
+  judged = evaluation.read_images(sources.open_source("digits", "test"))
+  for published, name in ((True, "Inception score"), (False, "IS-Inception")):
+    some = [network._replace(published=published)]
+    assert set(evaluation.compare(["inception_score"], some, judged, None, 100)) == {name}
+
+
+def test_what_a_method_says_of_data():
+  """The importance-sampled likelihood is above the bound; the accuracy is that of the labels."""
+  config = recipes.smoke("vae/vae.py")
+  made = method.build(config.model, config.args)
+  vars = jax.jit(lambda key: step.init_state(made, key))(jax.random.key(0)).vars
+  source = sources.open_source("digits", "test")
+  data = evaluation.Data(source, "digits", "test", 20)
+  found = evaluation.of_method(
+    ["nats", "importance_nll", "bits_per_dim"], made, parallel.replicate(vars), data, KEY, 0, 100
+  )
+  assert -found["NLL, nats"]["value"] > found["nats"]["value"]
+  bits = -found["nats"]["value"] / 64 / np.log(2.0)
+  np.testing.assert_allclose(found["bits/dim"]["value"], bits, rtol=1e-12)
+  assert found["nats"]["how"] == "the first 20 images of the test set"
+  third = lambda vars, batch: {"logits": jnp.tile(jnp.eye(10)[3], (len(batch["image"]), 1))}
+  guess = method.Method(init=made.init, fns={"detect": third})
+  accuracy = evaluation.of_method(["accuracy"], guess, method.Vars({}), data, KEY, 10, 100)
+  assert accuracy["accuracy"]["value"] == np.mean(source.labels[:20] == 3)
+  with pytest.raises(ValueError, match="measures='nats': expected others: this model has no log_p"):
+    evaluation.of_method(["nats"], guess, method.Vars({}), data, KEY, 10, 100)

@@ -1,7 +1,6 @@
 """The ledger: what `experiments.evaluate --row` writes, and what it refuses to."""
 
 import json
-import re
 
 import pytest
 
@@ -25,7 +24,7 @@ FD = {
 def path(tmp_path):
   """A row of a config of ours, not run."""
   row = json.loads((index.ROOT / "results/vae_mnist16.json").read_text())
-  row |= {"runs": [], "measures": {"nats": row["measures"]["nats"]}}
+  row |= {"runs": [], "measures": {}}
   path = tmp_path / "row.json"
   path.write_text(json.dumps(row))
   return path
@@ -48,7 +47,6 @@ def run(folder, seed=0, commit="abcdef0", **args):
 
 
 def test_measures_go_into_the_row(path, tmp_path):
-  prose = json.loads(path.read_text())["measures"]["nats"]["how"]
   results.record(path, run(tmp_path / "0"), {"nats": NATS})
   results.record(path, run(tmp_path / "0"), {"FD-EffNetLite0": FD})
   results.record(path, run(tmp_path / "1", seed=1), {"nats": NATS | {"value": -47.0}})
@@ -58,22 +56,32 @@ def test_measures_go_into_the_row(path, tmp_path):
     first | {"values": {"nats": -48.1235, "FD-EffNetLite0": 3.25}},
     first | {"seed": 1, "values": {"nats": -47.0}},
   ]
-  assert row["measures"]["nats"]["n"] == 500 and row["measures"]["nats"]["how"] == prose
+  assert row["measures"]["nats"]["how"] == "new words"
   told = {k: v for k, v in FD.items() if k != "value"} | {"paper": None, "source": None}
   assert row["measures"]["FD-EffNetLite0"] == told
   assert results.ours(row, "nats") == "-47.56 +- 0.79 (2 seeds)"
   assert results.ours(row, "FD-EffNetLite0") == "3.25 (1 seed)"
-  again = {"nats": NATS | {"value": -1.0}}
-  results.record(path, run(tmp_path / "0", commit="0000000"), again)  # trained anew
-  assert json.loads(path.read_text())["runs"][0]["values"] == {"nats": -1.0}
+  anew = run(tmp_path / "0", commit="0000000")
+  with pytest.raises(ValueError, match="the run of commit abcdef0 has FD-EffNetLite0 too"):
+    results.record(path, anew, {"nats": NATS | {"value": -1.0}})
+  results.record(path, anew, {"nats": NATS | {"value": -1.0}, "FD-EffNetLite0": FD})
+  assert json.loads(path.read_text())["runs"][0]["values"] == {"nats": -1.0, "FD-EffNetLite0": 3.25}
 
 
 def test_what_would_mislead_is_refused(path, tmp_path):
   before = path.read_text()
   with pytest.raises(ValueError, match="is of configs/vae/vae.py:mnist16, 30000 steps"):
     results.record(path, run(tmp_path / "a", width=100), {"nats": NATS})
-  with pytest.raises(ValueError, match=re.escape("commit='abcdef0+'")):
-    results.record(path, run(tmp_path / "b", commit="abcdef0+"), {"nats": NATS})
+  with pytest.raises(ValueError, match=r"launches.jsonl: commit abcdef0\+: expected one"):
+    results.check_fits(path, run(tmp_path / "b", commit="abcdef0+"))
+  workdir = run(tmp_path / "e")
+  (workdir / "launches.jsonl").unlink()
+  with pytest.raises(ValueError, match="launches.jsonl does not exist"):
+    results.check_fits(path, workdir)
+  lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (workdir / "metrics.jsonl").write_text("".join(lines[:2]))
+  with pytest.raises(ValueError, match="is another run, at step 20"):
+    results.check_fits(path, workdir)
   with pytest.raises(ValueError, match="expected finite numbers"):
     results.record(path, run(tmp_path / "c"), {"nats": NATS | {"value": float("nan")}})
   assert path.read_text() == before

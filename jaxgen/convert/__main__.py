@@ -20,11 +20,11 @@ NETWORKS = ("clip", "efficientnet", "i3d", "inception", "vgg")
 
 
 def check_published(path, published):
-  """The sha256 of a file. Raises ValueError unless it is in `published`, whole or its beginning."""
+  """The sha256 of a file. Raises ValueError unless it is one of `published`, if there are any."""
   with path.open("rb") as file:
     found = hashlib.file_digest(file, "sha256").hexdigest()
-  if not any(found.startswith(known) for known in published.values()):
-    known = ", ".join(f"{name} {digits}" for name, digits in published.items()) or "none"
+  if published and found not in published.values():
+    known = ", ".join(f"{name} {digits}" for name, digits in published.items())
     raise ValueError(
       f"{path} has sha256 {found}: expected a published one ({known}); --unpublished takes any"
     )
@@ -48,9 +48,11 @@ def read(path, trusted):
     if not trusted:
       raise ValueError(f"{path} cannot be read as plain tensors: {error}") from error
     tensors = torch.jit.load(path, map_location="cpu").state_dict()
-  tensors = tensors.get("state_dict", tensors)
-  if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-    raise ValueError(f"{path} holds more than tensors: expected a state dict")
+  if isinstance(tensors, dict):
+    tensors = tensors.get("state_dict", tensors)
+  good = isinstance(tensors, dict) and all(isinstance(x, torch.Tensor) for x in tensors.values())
+  if not good:
+    raise ValueError(f"{path} holds other things than tensors with names: expected a state dict")
   whole = lambda x: x.float() if x.is_floating_point() else x  # NumPy has no bfloat16
   return {name: whole(value).numpy() for name, value in tensors.items()}
 
@@ -67,10 +69,14 @@ def convert(network, sources, out, unpublished=False, **options):
   module = importlib.import_module(f"jaxgen.convert.{network}")
   if out.suffix != ".safetensors" or out.exists():
     raise ValueError(f"{out}: expected a new file, .safetensors")
-  published = {"any": ""} if unpublished else module.PUBLISHED
+  if len({path.name for path in sources}) < len(sources):
+    raise ValueError(f"{', '.join(map(str, sources))}: expected files of different names")
+  if network == "clip" and unpublished and not options:
+    raise ValueError("--activation is missing: tensors do not tell it, only published files do")
+  published = {} if unpublished else module.PUBLISHED
   sha256 = {path.name: check_published(path, published) for path in sources}
   tensors = {}
-  for path in sources:  # a digest that is known in part can be forged
+  for path in sources:
     tensors |= read(path, trusted=sha256[path.name] in module.PUBLISHED.values())
   args, variables = module.from_torch(tensors, **options)
   note = {"network": network, "args": json.dumps(args), "sources": json.dumps(sha256)}

@@ -1,8 +1,9 @@
 """Weights of LPIPS, arXiv:1801.03924, in the names of torchvision and lpips -> `nn.vgg.LPIPS`.
 
-For torchvision's vgg16-397923af.pth, whose name has the first digits of its sha256, together with
-the heads: lpips/weights/v0.1/vgg.pth of PyPI's lpips 0.1.4, whose RECORD has its sha256. No torch
-is needed for tensors read with safetensors.
+For torchvision's vgg16-397923af.pth, whose name has the first digits of its sha256 (all of them
+stand in the source of those who check it), together with the heads: lpips/weights/v0.1/vgg.pth of
+PyPI's lpips 0.1.4, whose RECORD has its sha256. No torch is needed for tensors read with
+safetensors.
 """
 
 import jax
@@ -12,7 +13,7 @@ from jaxgen.convert import weights
 from jaxgen.nn import vgg
 
 PUBLISHED = {
-  "vgg16-397923af.pth": "397923af",
+  "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
   "vgg.pth": "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
 }
 

@@ -55,13 +55,13 @@ def write(path, variables, note):
 
 
 def load(path, network, module, inputs):
-  """(the Flax module, its variables) of a file that `python -m jaxgen.convert` wrote.
+  """(the Flax module, its variables, the note) of a file that `python -m jaxgen.convert` wrote.
 
   network: the name that its note must have. module: Flax class, to which the note's `args` go.
   inputs: (the module) -> arrays that it can be called with, or their shapes.
 
   Raises ValueError where the file is of another network or a tensor is missing, left over or of
-  another shape; FileNotFoundError where none is.
+  another shape or dtype; FileNotFoundError where none is.
   """
   tensors, note = read(path)
   told = note.get("network")
@@ -71,11 +71,12 @@ def load(path, network, module, inputs):
   net = module(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
   shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(net))
   wanted = traverse_util.flatten_dict(shapes, sep="/")
+  told = lambda x: "none" if x is None else f"{x.dtype} {x.shape}"
   for name in sorted(wanted.keys() | tensors.keys()):
-    ours, given = (getattr(t.get(name), "shape", "none") for t in (wanted, tensors))
+    ours, given = told(wanted.get(name)), told(tensors.get(name))
     if ours != given:
-      raise ValueError(f"{path}: {name} has shape {given}: expected {ours}")
-  return net, traverse_util.unflatten_dict(tensors, sep="/")
+      raise ValueError(f"{path}: {name} is {given}: expected {ours}")
+  return net, traverse_util.unflatten_dict(tensors, sep="/"), note
 
 
 def fill(net, x, tensors, layer=".".join):
@@ -105,9 +106,9 @@ def fill(net, x, tensors, layer=".".join):
   return variables
 
 
-def digest(variables):
-  """The sha256 of a tree of arrays: their names, dtypes, shapes and values."""
-  total = hashlib.sha256()
+def digest(variables, *told):
+  """The sha256 of a tree of arrays, their names, dtypes, shapes and values, and of texts."""
+  total = hashlib.sha256(json.dumps(told).encode())
   for where, x in jax.tree_util.tree_leaves_with_path(variables):
     x = np.asarray(x, order="C")
     total.update(f"{jax.tree_util.keystr(where)} {x.dtype} {x.shape}".encode())

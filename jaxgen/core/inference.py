@@ -75,8 +75,8 @@ def by_example(fn, batch_size):
         results = pool.map(compute, itertools.cycle(copies), blocks, itertools.repeat(key))
         for block, result in zip(blocks, jax.device_get([*results]), strict=True):
           real = block["weight"] > 0
-          put = lambda all, x, i=block["index"], real=real: all.__setitem__(i[real], x[real])
-          jax.tree.map(put, found, result)
+          for all, x in zip(jax.tree.leaves(found), jax.tree.leaves(result), strict=True):
+            all[block["index"][real]] = x[real]
     # Each example is on one host, and 0 on the others.
     found = jax.tree.map(parallel.sum_hosts, found)
     for where, values in jax.tree_util.tree_leaves_with_path(found):

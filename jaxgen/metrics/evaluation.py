@@ -52,6 +52,11 @@ def _kernel(x, real, _):
   return {"KD": kernel.kernel_distance(x, real, size=min(1000, len(x), len(real)))[0]}
 
 
+def _inception_score(logits, *_):
+  order = np.random.RandomState(2020).permutation(len(logits))  # files may be sorted by class
+  return {"IS": inception_score.inception_score(logits[order])[0]}
+
+
 OF_FEATURES = {
   "frechet": Measure(_distance("FD"), "pool", "moments", "of mean and covariance of the features"),
   "spatial_frechet": Measure(
@@ -61,7 +66,7 @@ OF_FEATURES = {
     _kernel, "pool", "features", "unbiased, cubic kernel, mean of 100 subsets of at most 1,000"
   ),
   "inception_score": Measure(
-    lambda x, *_: {"IS": inception_score.inception_score(x)[0]}, "logits", "", "mean of ten splits"
+    _inception_score, "logits", "", "mean of ten splits of the images in random order"
   ),
   "precision_recall": Measure(
     lambda x, real, _: precision_recall.precision_recall(real, x),
@@ -93,7 +98,7 @@ DRAWS = 500  # of z an image, for importance_nll
 OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
 OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
 NAMES = (*OF_METHODS, *OF_FEATURES, *OF_PAIRS, "clip_score")
-PAPERS = {
+PAPERS = {  # of measures with the published weights
   "FD-Inception": "FID",
   "sFD-Inception": "sFID",
   "KD-Inception": "KID",
@@ -109,17 +114,18 @@ def labels():
   networks = [(n.label, n.outputs) for n in extractors.NETWORKS.values()]
   networks.append((extractors.CLASSIFIER, ("pool", "logits")))
   of_features = {
-    _label(part, network)
+    f"{part}-{network}"
     for network, outputs in networks
     for part, output in parts.items()
     if output in outputs
   }
   named = [*OF_METHODS.values(), *OF_PAIRS.values()]
-  return of_features | {label for label, _ in named} | {"CLIP score"}
+  return of_features | {label for label, _ in named} | {"CLIP score", *PAPERS.values()}
 
 
 def _label(name, network):
-  return PAPERS.get(f"{name}-{network}", f"{name}-{network}")
+  label = f"{name}-{network.label}"
+  return PAPERS.get(label, label) if network.published else label
 
 
 class Judged(NamedTuple):
@@ -164,24 +170,30 @@ class Data(NamedTuple):
   n: int
 
 
-def check(names, networks, *, run, real):
+def check(names, networks, *, run, real, moments=False, vocabulary=True):
   """Raises ValueError for a name that is not in NAMES or for which something is missing.
 
-  networks: Extractors. run: whether a run is measured, not images. real: whether there is something
-  to compare those with.
+  networks: Extractors. run: whether a run is measured, not images. real: whether images can be
+  compared with others. moments: whether that are published moments. vocabulary: whether it is here.
   """
   labels = [network.label for network in networks]
+  once = len(set(labels)) == len(labels)
+  method_lib.check("extractors", labels, once, "each once, since measures are called by them")
+  told = lambda name, ok, allowed: method_lib.check("measures", name, ok, allowed)
   for name in names:
-    method_lib.check("measures", name, name in NAMES, f"some of {', '.join(NAMES)}")
+    told(name, name in NAMES, f"some of {', '.join(NAMES)}")
     output = OUTPUTS.get(name)
     able = output is None or any(output in network.outputs for network in networks)
     method_lib.check("extractors", labels, able, f"one with {output}, for {name}")
+    against = OF_FEATURES[name].against if name in OF_FEATURES else ""
     if name in OF_METHODS:
-      method_lib.check("measures", name, run, f"others without a run, whose measure {name} is")
+      told(name, run, f"others without a run, whose measure {name} is")
     elif name not in OF_FEATURES:
-      method_lib.check("measures", name, not run, f"others of a run: {name} is of --images")
-    if name in OF_PAIRS or (name in OF_FEATURES and OF_FEATURES[name].against):
-      method_lib.check("measures", name, run or real, "a --source to compare --images with")
+      told(name, not run, f"others of a run: {name} is of --images")
+    if name in OF_PAIRS or against:
+      told(name, run or real or (moments and against), "a --source to compare --images with")
+    told(name, name != "clip_score" or vocabulary, "--vocabulary too")
+    told(name, not (moments and against) or name == "frechet", "frechet alone against moments")
 
 
 def of_method(names, method, vars, data, key, n_classes, batch_size):
@@ -231,13 +243,13 @@ def compare(names, networks, judged, data, batch_size, *, allow_few=False):
 
   Raises ValueError for fewer samples than dimensions unless allow_few, and as the measures do.
   """
-  wanted = [
-    [m for m in map(OF_FEATURES.get, names) if m.output in network.outputs] for network in networks
-  ]
-  outputs = [sorted({m.output for m in measures}) for measures in wanted]
-  found = {}
+  able = lambda network: [m for m in map(OF_FEATURES.get, names) if m.output in network.outputs]
+  networks = [network for network in networks if able(network)]
+  outputs = [sorted({m.output for m in able(network)}) for network in networks]
+  found, few = {}, "; of fewer samples than dimensions, if need be" if allow_few else ""
   features = _features(judged, networks, outputs, batch_size)
-  for network, measures, x in zip(networks, wanted, features, strict=True):
+  for network, x in zip(networks, features, strict=True):
+    measures = able(network)
     against = {(m.output, m.against) for m in measures if m.against}
     real, told = {}, None
     if against:
@@ -245,12 +257,12 @@ def compare(names, networks, judged, data, batch_size, *, allow_few=False):
     for m in measures if jax.process_index() == 0 else ():
       numbers = m.fn(x[m.output], real.get((m.output, m.against)), allow_few)
       for name, value in numbers.items():
-        found[_label(name, network.label)] = {
+        found[_label(name, network)] = {
           "value": float(value),
           "n": judged.n,
           "extractor": _name(network),
           "reference": told if m.against else None,
-          "how": f"{judged.what}; {m.how}",
+          "how": f"{judged.what}; {m.how}" + few * (m.against == "moments"),
         }
   return json.loads(parallel.gather_text(json.dumps(found))[0])
 
@@ -260,7 +272,7 @@ def _reference(data, network, against, batch_size):
   if isinstance(data.source, frechet.Moments):
     real = {("pool", "moments"): data.source}
     missing = [f"{kind} of {output}" for output, kind in against if (output, kind) not in real]
-    method_lib.check("measures", missing, not missing, "frechet alone against published moments")
+    method_lib.check("measures", missing, not missing, "frechet alone against moments")
     return real, {"data": data.spec, "n": data.n, "hash": weights.digest(data.source)[:16]}
   known = reference.open_reference(*data, network)
   images = read_images(data.source, data.n)
@@ -363,6 +375,9 @@ def _features(judged, networks, outputs, batch_size):
   def fn(vars, batch, keys):
     vars, variables = vars
     x = judged.draw(vars, batch, keys)
+    for network in networks:
+      takes = f"{network.media}, which {network.label} takes"
+      method_lib.check("what is measured", sorted(x), network.media in x, takes)
     return [
       extractors.features(network, variables[i], x[network.media], outputs[i])
       for i, network in enumerate(networks)

@@ -4,6 +4,8 @@ A measure of features is a measure of its extractor: with the Inception network 
 Frechet distance is called FID, arXiv:1706.08500, with any other it has that network's name.
 """
 
+import importlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxgen.convert import weights
 from jaxgen.core import checkpoint, method
+from jaxgen.core import config as config_lib
 from jaxgen.nn import clip, efficientnet, i3d, inception, vgg
 
 
@@ -20,7 +23,8 @@ class Extractor(NamedTuple):
   """A network with its weights."""
 
   label: str  # "EffNetLite0", in the names of measures
-  sha256: str  # of the weights, however they are stored
+  published: bool  # whether all files that its weights were made from are the published ones
+  sha256: str  # of the weights and the network's keywords, however they are stored
   media: str  # "image" or "video", what it takes of a batch
   rgb: bool  # grey images are given to it as three equal channels
   outputs: tuple[str, ...]
@@ -117,18 +121,28 @@ def load(spec):
       f"{where} does not exist; it is made by python -m jaxgen.convert {kind} SOURCE {where} from"
       f" {network.original}"
     )
-  net, variables = weights.load(where, kind, network.module, network.inputs)
-  told = (network.label, weights.digest(variables), network.media, True, network.outputs)
+  net, variables, note = weights.load(where, kind, network.module, network.inputs)
+  known = importlib.import_module(f"jaxgen.convert.{kind}").PUBLISHED.values()
+  published = all(sha256 in known for sha256 in json.loads(note["sources"]).values())
+  sha256 = weights.digest(variables, kind, note["args"])
+  told = (network.label, published, sha256, network.media, True, network.outputs)
   return Extractor(*told, variables, network.apply(net), network.encode_text(net))
 
 
 def _classifier(workdir):
   made, vars = checkpoint.load(workdir)
   method.check("extractor", workdir, "detect" in made.fns, "the run of a classifier")
-  vars = method.averaged(made, vars)
-  detect = lambda vars, x: made.fns["detect"](vars, {"image": x / 127.5 - 1.0})
-  sha256, outputs = weights.digest(vars), ("pool", "logits")
-  return Extractor(CLASSIFIER, sha256, "image", False, outputs, vars, detect)
+  vars, config = (
+    method.averaged(made, vars),
+    config_lib.read_snapshot(checkpoint.open_workdir(workdir)),
+  )
+  sha256 = weights.digest(vars, config.model, config.args.to_json())
+
+  def apply(vars, x):
+    with jax.default_matmul_precision("highest"):
+      return made.fns["detect"](vars, {"image": x / 127.5 - 1.0})
+
+  return Extractor(CLASSIFIER, True, sha256, "image", False, ("pool", "logits"), vars, apply)
 
 
 def pixels(x, rgb=False):

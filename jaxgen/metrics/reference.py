@@ -18,6 +18,8 @@ from jaxgen.core import parallel
 from jaxgen.data import sources
 from jaxgen.metrics import frechet
 
+VERSION = 1  # of what is computed from the same pixels and weights: one more where that changes
+
 
 class Reference(NamedTuple):
   """The first n images or videos of a data set, seen by one extractor."""
@@ -32,8 +34,11 @@ def open_reference(source, spec, split, n, extractor):
   """The Reference for the first n examples of a source, which is called by its spec and split.
 
   extractor: an extractors.Extractor. Reads every pixel. Raises ValueError for fewer examples, and
-  KeyError where they have no image or video, whichever the extractor takes.
+  where they are images and the extractor takes videos, or the other way round.
   """
+  if extractor.media not in source[0]:
+    told = f"{extractor.label} takes {extractor.media}"
+    raise ValueError(f"{told}, the {split} split of {spec} has {', '.join(source[0])}")
   if not 1 <= n <= len(source):
     raise ValueError(f"reference_n={n}: expected 1 to {len(source)}, the {split} split of {spec}")
   pixels = hashlib.sha256()
@@ -41,7 +46,7 @@ def open_reference(source, spec, split, n, extractor):
     x = np.ascontiguousarray(source[i][extractor.media])
     pixels.update(f"{x.dtype} {x.shape}".encode())
     pixels.update(x.data)
-  depends = [pixels.hexdigest(), n, extractor.label, extractor.sha256]
+  depends = [VERSION, pixels.hexdigest(), n, extractor.label, extractor.sha256]
   hash = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
   data, size = re.split(r"[:/]", spec.rstrip("/"))[-1], "x".join(map(str, x.shape))
   file = re.sub(r"[^\w.-]+", "_", f"{data}-{split}-{size}-{extractor.label}-{n}-{hash}")
@@ -56,17 +61,23 @@ def load(reference, wanted, compute):
   """
   folder = pathlib.Path(os.environ.get("JAXGEN_CACHE", "~/.cache/jaxgen")).expanduser()
   file = lambda key: folder / "statistics" / f"{reference.file}-{'-'.join(key)}.npz"
-  here = [key for key in sorted(wanted) if file(key).is_file()]
+  kinds = {(output, kind) for output, _ in wanted for kind in ("features", "moments")}
+  here = [key for key in sorted(kinds) if file(key).is_file()]
   here = [tuple(key) for key in json.loads(parallel.gather_text(json.dumps(here))[0])]
-  missing = [key for key in sorted(wanted) if key not in here]
-  computed = compute(sorted({output for output, _ in missing})) if missing else {}
+  known = lambda output, kind: (output, kind) in here or (output, "features") in here
+  missing = sorted({output for output, kind in wanted if not known(output, kind)})
+  computed = compute(missing) if missing else {}
   if jax.process_index():
     return {}
-  found = {key: _read(file(key), key[1]) for key in here}
-  for output, kind in missing:
-    x = computed[output]
+  found = {}
+  for output, kind in wanted:
+    path = file((output, kind))
+    if (output, kind) in here:
+      found[output, kind] = _read(path, kind)
+      continue
+    x = computed[output] if output in computed else _read(file((output, "features")), "features")
     found[output, kind] = x if kind == "features" else frechet.moments(x)
-    _write(file((output, kind)), found[output, kind])
+    _write(path, found[output, kind])
   return found
 
 
@@ -78,7 +89,7 @@ def _read(file, kind):
 
 def _write(file, value):
   file.parent.mkdir(parents=True, exist_ok=True)
-  new = file.with_suffix(".tmp.npz")
+  new = file.with_suffix(f".{os.getpid()}.tmp.npz")  # others may be writing the same
   if isinstance(value, frechet.Moments):
     frechet.write_moments(new, value)
   else:
