@@ -177,6 +177,12 @@ COMMANDS = {
     "--workdir=nowhere",
     "--extractors=inception:weights.safetensors",
   ),
+  "row of images": (
+    "--row=row.json: expected --workdir, the run whose row it is",
+    "evaluate",
+    "--images=digits",
+    "--row=row.json",
+  ),
   "likelihood of images": (
     "measures='bits_per_dim': expected others without a run",
     "evaluate",

@@ -6,7 +6,8 @@ one. Coordinates are (x, y, 1), x to the right and y down, 0 in the middle of th
 are 1 long; transform [B, 3, 3] is the identity where nothing moves.
 
 Every measure gives (squared errors, how many numbers they are the sum of), per example [B], of the
-pixels that do not depend on what is outside the image. `decibels` takes those of all examples.
+pixels that do not depend on what is outside the image; for EQ-R the authors' code counts up to a
+quarter of a pixel more on one side. `decibels` takes those of all examples.
 """
 
 import jax

@@ -35,7 +35,7 @@ def importance_nll(log_weights):
 
 
 def importance_log_weights(log_likelihood, mean, log_var, keys, *, samples):
-  """log p(x, z) / q(z | x) of `samples` z an example, [K, B], in nats; one at a time. Eq. 7.
+  """log p(x, z) / q(z | x) of `samples` z an example, [K, B], in nats; one at a time. Sec. 3.
 
   q = N(mean, e^log_var) and p(z) = N(0, I), as in `elbo.gaussian_bound`.
 
