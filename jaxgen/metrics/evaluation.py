@@ -81,8 +81,6 @@ OF_FEATURES = {
     "with balls of fifth nearest neighbours",
   ),
 }
-
-
 OF_PAIRS = {  # name -> (label, fn(x, y) -> [B]); LPIPS is its extractor's
   "psnr": ("PSNR, dB", lambda x, y: reconstruction.psnr(x, y, data_range=255.0)),
   "ssim": ("SSIM", lambda x, y: reconstruction.ssim(x, y, data_range=255.0)),
@@ -246,7 +244,7 @@ def compare(names, networks, judged, data, batch_size, *, allow_few=False):
   able = lambda network: [m for m in map(OF_FEATURES.get, names) if m.output in network.outputs]
   networks = [network for network in networks if able(network)]
   outputs = [sorted({m.output for m in able(network)}) for network in networks]
-  found, few = {}, "; of fewer samples than dimensions, if need be" if allow_few else ""
+  found, few = {}, "; fewer samples than dimensions allowed" if allow_few else ""
   features = _features(judged, networks, outputs, batch_size)
   for network, x in zip(networks, features, strict=True):
     measures = able(network)
