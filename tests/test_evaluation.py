@@ -145,6 +145,13 @@ def test_every_example_is_seen_once():
   check_every_example_is_seen_once()
 
 
+@pytest.mark.parametrize("elements", [1, 10, 2**24])
+def test_hosts_are_summed_a_part_at_a_time(elements, monkeypatch):
+  monkeypatch.setattr(parallel, "_GATHERED", elements)
+  x = np.arange(42, dtype=np.float32).reshape(7, 3, 2)
+  np.testing.assert_array_equal(parallel.sum_hosts(x), x)
+
+
 def test_an_empty_split_is_named(tmp_path):
   """Acceptance test 19: N = 0."""
   np.savez(tmp_path / "test.npz", image=np.zeros((0, 2, 2, 1), np.uint8))

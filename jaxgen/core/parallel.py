@@ -23,6 +23,7 @@ from jaxgen.core import axis, step
 
 MODES = ("jit", "fsdp", "shard_map", "pmap")
 _MICRO_ROWS = P(None, axis.NAME)  # of a training batch [K, B, ...]
+_GATHERED = 2**24  # elements of a host that all others take at once
 _SMALLEST_SPLIT = 2**10  # elements; smaller arrays stay whole under fsdp
 # Seconds until a host gives up on others: that did not start, that died, that have not ended.
 _PATIENCE = dict(
@@ -126,7 +127,9 @@ def copies(tree):
 
 def sum_hosts(x):
   """The sum over the hosts of numpy [n, ...]: all call this."""
-  return multihost_utils.process_allgather(x, tiled=True).reshape(-1, *x.shape).sum(0)
+  rows = max(1, _GATHERED // max(1, x[:1].size))  # at a time: every host holds those of all hosts
+  gather = lambda x: multihost_utils.process_allgather(x, tiled=True).reshape(-1, *x.shape)
+  return np.concatenate([gather(x[i : i + rows]).sum(0) for i in range(0, len(x), rows)])
 
 
 def shard_batch(batch, mode):
