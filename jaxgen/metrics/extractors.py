@@ -123,7 +123,8 @@ def load(spec):
     )
   net, variables, note = weights.load(where, kind, network.module, network.inputs)
   known = importlib.import_module(f"jaxgen.convert.{kind}").PUBLISHED.values()
-  published = all(sha256 in known for sha256 in json.loads(note["sources"]).values())
+  sources = json.loads(note.get("sources", "{}")).values()
+  published = bool(sources) and all(sha256 in known for sha256 in sources)
   sha256 = weights.digest(variables, kind, note["args"])
   told = (network.label, published, sha256, network.media, True, network.outputs)
   return Extractor(*told, variables, network.apply(net), network.encode_text(net))
@@ -132,10 +133,8 @@ def load(spec):
 def _classifier(workdir):
   made, vars = checkpoint.load(workdir)
   method.check("extractor", workdir, "detect" in made.fns, "the run of a classifier")
-  vars, config = (
-    method.averaged(made, vars),
-    config_lib.read_snapshot(checkpoint.open_workdir(workdir)),
-  )
+  config = config_lib.read_snapshot(checkpoint.open_workdir(workdir))
+  vars = method.averaged(made, vars)
   sha256 = weights.digest(vars, config.model, config.args.to_json())
 
   def apply(vars, x):
