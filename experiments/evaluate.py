@@ -115,9 +115,8 @@ def main():
   if ROW.value and not WORKDIR.value:
     raise ValueError(f"--row={ROW.value}: expected --workdir, the run whose row it is")
   names, networks = MEASURES.value, [extractors.load(spec) for spec in EXTRACTORS.value]
-  evaluation.check(
-    names, networks, run=bool(WORKDIR.value), real=bool(SOURCE.value or MOMENTS.value)
-  )
+  given = {"run": WORKDIR, "real": SOURCE, "moments": MOMENTS, "vocabulary": VOCABULARY}
+  evaluation.check(names, networks, **{k: v.value is not None for k, v in given.items()})
   found, workdir = of_run(names, networks) if WORKDIR.value else (of_images(names, networks), None)
   if jax.process_index():
     return

@@ -130,7 +130,9 @@ def record(path, workdir, measures):
     if before["seed"] == run["seed"]:
       lost = before["values"].keys() - measures.keys() if before["commit"] != run["commit"] else ()
       if lost:
-        raise ValueError(f"{path}: the run of commit {before['commit']} has {', '.join(lost)} too")
+        raise ValueError(
+          f"{path}: the run of commit {before['commit']} has {', '.join(sorted(lost))} too"
+        )
       run["values"] = before["values"]
   for name, measure in measures.items():
     known = row["measures"].get(name, {"paper": None, "source": None})

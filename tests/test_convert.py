@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors_numpy
 
 from jaxgen.convert import __main__ as command
 from jaxgen.convert import inception, weights
+from jaxgen.core import checkpoint
 from jaxgen.data import pipeline
 from jaxgen.metrics import extractors
 
@@ -49,19 +50,21 @@ def test_a_file_gives_back_the_network(tmp_path):
     **{f"params/out/{k}": v for k, v in variables["params"]["out"].items()},
   )
   _, same, _ = weights.load(tmp_path / "net.npz", "net", Net, lambda net: [X])
-  assert weights.digest(same) == weights.digest(variables)
+  assert checkpoint.sha256(same) == checkpoint.sha256(variables)
 
 
 def test_the_digest_is_of_names_and_values():
   tree = {"a": np.zeros(4, np.float32), "b": np.ones(2, np.float32)}
-  assert weights.digest(tree) == weights.digest(jax.tree.map(jax.numpy.asarray, tree))
+  assert checkpoint.sha256(tree) == checkpoint.sha256(jax.tree.map(jax.numpy.asarray, tree))
   others = [
     {"a": tree["a"], "c": tree["b"]},
     {"a": tree["a"].reshape(2, 2), "b": tree["b"]},
     {"a": tree["a"].astype(np.int32), "b": tree["b"]},
     {"a": tree["a"], "b": tree["b"] + 1e-6},
   ]
-  assert len({weights.digest(t) for t in [tree, *others]} | {weights.digest(tree, "gelu")}) == 6
+  assert (
+    len({checkpoint.sha256(t) for t in [tree, *others]} | {checkpoint.sha256(tree, "gelu")}) == 6
+  )
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,13 @@ def numbers(batch_size):
   return found
 
 
+OUTPUTS = ("pool", "logits", "spatial")
+
+
 def projection(dim=6, pixels=64):
   """An extractor of 8x8 images with random weights: compiles at once."""
   rng = np.random.default_rng(0)
-  variables = {k: rng.normal(0, 0.1, (pixels, dim)).astype(np.float32) for k in ("pool", "logits")}
+  variables = {k: rng.normal(0, 0.1, (pixels, dim)).astype(np.float32) for k in OUTPUTS}
   apply = lambda v, x: {k: jnp.tanh(x.reshape(len(x), -1) / 50 @ w) for k, w in v.items()}
   return extractors.Extractor(
     "Test", True, "0" * 64, "image", False, (*variables,), variables, apply
@@ -74,7 +77,7 @@ def measures(batch_size):
   vars = jax.jit(lambda key: step.init_state(made, key))(jax.random.key(0)).vars
   vars = parallel.replicate(vars)
   source, others = (sources.open_source("digits", split) for split in ("train", "test"))
-  names = [name for name in evaluation.OF_FEATURES if name != "spatial_frechet"]
+  names = [*evaluation.OF_FEATURES]
   found = {}
   with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
     patch.setenv("JAXGEN_CACHE", folder)
@@ -290,3 +293,38 @@ def test_what_a_method_says_of_data():
   assert accuracy["accuracy"]["value"] == np.mean(source.labels[:20] == 3)
   with pytest.raises(ValueError, match="measures='nats': expected others: this model has no log_p"):
     evaluation.of_method(["nats"], guess, method.Vars({}), data, KEY, 10, 100)
+
+
+@pytest.mark.parametrize(
+  "names, words, given",
+  [
+    (["frechet"], "'frechet': expected a --source to compare --images with", {}),
+    (["psnr"], "'psnr': expected a --source to compare --images with", {"moments": True}),
+    (["kernel"], "'kernel': expected frechet alone against moments", {"moments": True}),
+    (["clip_score"], "'clip_score': expected --vocabulary too", {}),
+    (["psnr"], "'psnr': expected others of a run", {"run": True}),
+    (["nats"], "'nats': expected others without a run", {"real": True}),
+    (["lpips"], r"extractors=\['Test'\]: expected one with distance", {"real": True}),
+    (["fid"], "'fid': expected some of bits_per_dim", {}),
+  ],
+)
+def test_what_is_missing_is_said_before_anything_is_drawn(names, words, given):
+  """Each is refused, and taken with what it asks for."""
+  network = projection()._replace(outputs=(*OUTPUTS, "text"))
+  none = dict.fromkeys(("run", "real", "moments", "vocabulary"), False)
+  with pytest.raises(ValueError, match=words):
+    evaluation.check(names, [network], **{**none, **given})
+
+
+def test_what_goes_together_is_taken():
+  networks = [projection()._replace(outputs=(*OUTPUTS, "text", "distance"))]
+  of_images = ["frechet", "psnr", "lpips", "clip_score", "inception_score"]
+  evaluation.check(of_images, networks, run=False, real=True, moments=False, vocabulary=True)
+  evaluation.check(["frechet"], networks, run=False, real=False, moments=True, vocabulary=False)
+  evaluation.check(
+    ["frechet", "nats"], networks, run=True, real=False, moments=False, vocabulary=False
+  )
+  with pytest.raises(ValueError, match=r"extractors=\['Test', 'Test'\]: expected each once"):
+    evaluation.check(
+      ["frechet"], 2 * networks, run=True, real=False, moments=False, vocabulary=False
+    )

@@ -4,7 +4,6 @@ A converted file knows the network it is for and the file it was made from: a di
 the arrays, in safetensors its metadata, in npz an array `note` of its JSON.
 """
 
-import hashlib
 import json
 import pathlib
 import re
@@ -104,13 +103,3 @@ def fill(net, x, tensors, layer=".".join):
   if left:
     raise ValueError(f"no place for {sorted(left)}: expected a state dict of {type(net).__name__}")
   return variables
-
-
-def digest(variables, *told):
-  """The sha256 of a tree of arrays, their names, dtypes, shapes and values, and of texts."""
-  total = hashlib.sha256(json.dumps(told).encode())
-  for where, x in jax.tree_util.tree_leaves_with_path(variables):
-    x = np.asarray(x, order="C")
-    total.update(f"{jax.tree_util.keystr(where)} {x.dtype} {x.shape}".encode())
-    total.update(x.data)
-  return total.hexdigest()

@@ -175,11 +175,12 @@ def restore_frozen(workdir, like):
     return saver.restore(folder, like)
 
 
-def sha256(tree):
-  """Hex digest of a tree's paths and arrays."""
-  digest = hashlib.sha256()
+def sha256(tree, *told):
+  """Hex digest of a tree's paths, with dtypes, shapes and values of its arrays, and of texts."""
+  digest = hashlib.sha256(json.dumps(told).encode())
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    digest.update(jax.tree_util.keystr(path).encode() + np.asarray(x).tobytes())
+    x = np.asarray(x)
+    digest.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode() + x.tobytes())
   return digest.hexdigest()
 
 

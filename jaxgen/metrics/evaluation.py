@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.convert import weights
-from jaxgen.core import inference, parallel
+from jaxgen.core import checkpoint, inference, parallel
 from jaxgen.core import method as method_lib
 from jaxgen.data import sources
 from jaxgen.metrics import (
@@ -168,7 +167,7 @@ class Data(NamedTuple):
   n: int
 
 
-def check(names, networks, *, run, real, moments=False, vocabulary=True):
+def check(names, networks, *, run, real, moments, vocabulary):
   """Raises ValueError for a name that is not in NAMES or for which something is missing.
 
   networks: Extractors. run: whether a run is measured, not images. real: whether images can be
@@ -271,7 +270,7 @@ def _reference(data, network, against, batch_size):
     real = {("pool", "moments"): data.source}
     missing = [f"{kind} of {output}" for output, kind in against if (output, kind) not in real]
     method_lib.check("measures", missing, not missing, "frechet alone against moments")
-    return real, {"data": data.spec, "n": data.n, "hash": weights.digest(data.source)[:16]}
+    return real, {"data": data.spec, "n": data.n, "hash": checkpoint.sha256(data.source)[:16]}
   known = reference.open_reference(*data, network)
   images = read_images(data.source, data.n)
   compute = lambda outputs: _features(images, [network], [outputs], batch_size)[0]

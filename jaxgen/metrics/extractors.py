@@ -125,7 +125,7 @@ def load(spec):
   known = importlib.import_module(f"jaxgen.convert.{kind}").PUBLISHED.values()
   sources = json.loads(note.get("sources", "{}")).values()
   published = bool(sources) and all(sha256 in known for sha256 in sources)
-  sha256 = weights.digest(variables, kind, note["args"])
+  sha256 = checkpoint.sha256(variables, kind, note["args"])
   told = (network.label, published, sha256, network.media, True, network.outputs)
   return Extractor(*told, variables, network.apply(net), network.encode_text(net))
 
@@ -135,7 +135,7 @@ def _classifier(workdir):
   method.check("extractor", workdir, "detect" in made.fns, "the run of a classifier")
   config = config_lib.read_snapshot(checkpoint.open_workdir(workdir))
   vars = method.averaged(made, vars)
-  sha256 = weights.digest(vars, config.model, config.args.to_json())
+  sha256 = checkpoint.sha256(vars, config.model, config.args.to_json())
 
   def apply(vars, x):
     with jax.default_matmul_precision("highest"):
