@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Linear:
   sigma_min: float = 0.0
   t_noise = 0.0
   t_data = 1.0
+  prior_std = 1.0
 
   def __post_init__(self):
     method.check_fraction("sigma_min", self.sigma_min)
@@ -39,6 +40,9 @@ class Linear:
 
   def sigma(self, t):
     return 1.0 - (1.0 - self.sigma_min) * t
+
+  def time(self, log_snr):
+    return 1.0 / (jnp.exp(-0.5 * log_snr) + 1.0 - self.sigma_min)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +57,164 @@ class VP:
   beta_max: float = 20.0
   t_noise = 1.0
   t_data = 1e-3
+  prior_std = 1.0
 
   def __post_init__(self):
-    method.check_positive("beta_min", self.beta_min)
-    method.check_positive("beta_max", self.beta_max)
-
-  def _log_alpha(self, t):
-    return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+    _check_betas(self)
 
   def alpha(self, t):
-    return jnp.exp(self._log_alpha(t))
+    return jnp.exp(_log_alpha(self, t))
 
   def sigma(self, t):  # expm1: exact near t = 0 in float32 too
-    return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
+    return jnp.sqrt(-jnp.expm1(2.0 * _log_alpha(self, t)))
+
+  def time(self, log_snr):
+    return _time(self, 0.5 * jax.nn.log_sigmoid(log_snr))
+
+
+@dataclasses.dataclass(frozen=True)
+class SubVP:
+  """The sub-VP SDE, whose variance stays below VP's, on t in (0, 1]. arXiv:2011.13456, Eq. 29.
+
+  alpha of VP and sigma = 1 - alpha^2, elementwise. Raises ValueError as VP does.
+  """
+
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+  t_noise = 1.0
+  t_data = 1e-3
+  prior_std = 1.0
+
+  def __post_init__(self):
+    _check_betas(self)
+
+  def alpha(self, t):
+    return jnp.exp(_log_alpha(self, t))
+
+  def sigma(self, t):
+    return -jnp.expm1(2.0 * _log_alpha(self, t))
+
+  def time(self, log_snr):  # alpha / (1 - alpha^2) = e^(log_snr / 2)
+    return _time(self, -jnp.arcsinh(0.5 * jnp.exp(-0.5 * log_snr)))
+
+
+def _check_betas(path):
+  method.check_positive("beta_min", path.beta_min)
+  method.check_positive("beta_max", path.beta_max)
+
+
+def _log_alpha(path, t):
+  return -0.25 * t**2 * (path.beta_max - path.beta_min) - 0.5 * t * path.beta_min
+
+
+def _time(path, log_alpha):
+  b = 0.5 * path.beta_min
+  return -2.0 * log_alpha / (b + jnp.sqrt(b**2 - (path.beta_max - path.beta_min) * log_alpha))
+
+
+@dataclasses.dataclass(frozen=True)
+class VE:
+  """The variance-exploding SDE on t in (0, 1]. arXiv:2011.13456, Eq. 9 and 30.
+
+  alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, elementwise. Raises ValueError unless
+  0 < sigma_min < sigma_max.
+  """
+
+  sigma_min: float = 0.01
+  sigma_max: float = 50.0
+  t_noise = 1.0
+  t_data = 1e-5
+
+  def __post_init__(self):
+    _check_sigmas(self)
+
+  @property
+  def prior_std(self):
+    return self.sigma_max
+
+  def alpha(self, t):
+    return jnp.ones_like(t)
+
+  def sigma(self, t):
+    return self.sigma_min * jnp.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+  def time(self, log_snr):
+    log_sigma = -0.5 * log_snr
+    return (log_sigma - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM:
+  """alpha = 1, sigma = t: the noise level is the time. arXiv:2206.00364, Sec. 3.
+
+  Raises ValueError unless 0 < sigma_min < sigma_max.
+  """
+
+  sigma_min: float = 0.002
+  sigma_max: float = 80.0
+
+  def __post_init__(self):
+    _check_sigmas(self)
+
+  t_noise = property(lambda self: self.sigma_max)
+  t_data = property(lambda self: self.sigma_min)
+  prior_std = property(lambda self: self.sigma_max)
+
+  def alpha(self, t):
+    return jnp.ones_like(t)
+
+  def sigma(self, t):
+    return t
+
+  def time(self, log_snr):
+    return jnp.exp(-0.5 * log_snr)
+
+
+def _check_sigmas(path):
+  method.check_positive("sigma_min", path.sigma_min)
+  above = lambda s: path.sigma_min < s < math.inf
+  method.check_number("sigma_max", path.sigma_max, above, f"a number above {path.sigma_min}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+  """alpha = cos(pi t / 2), sigma = sin(pi t / 2) on t in [0, 1]. arXiv:2202.00512, Sec. 2.
+
+  As in its code the angle stops short of both ends, where log(alpha^2 / sigma^2) is log_snr_max and
+  log_snr_min. Elementwise. Raises ValueError unless log_snr_min is below log_snr_max.
+  """
+
+  log_snr_min: float = -20.0
+  log_snr_max: float = 20.0
+  t_noise = 1.0
+  t_data = 0.0
+  prior_std = 1.0
+
+  def __post_init__(self):
+    method.check_number("log_snr_max", self.log_snr_max, math.isfinite, "a finite number")
+    below = lambda v: -math.inf < v < self.log_snr_max
+    method.check_number("log_snr_min", self.log_snr_min, below, f"below {self.log_snr_max}")
+
+  @property
+  def _angles(self):
+    """Of (x, eps) to the data axis at t = 0, and to the noise axis at t = 1; what lies between."""
+    first, last = (
+      math.atan(math.exp(-0.5 * self.log_snr_max)),
+      math.atan(math.exp(0.5 * self.log_snr_min)),
+    )
+    return first, last, 0.5 * math.pi - first - last
+
+  def alpha(self, t):  # as the sine of the other angle: exact near t = 1 in float32 too
+    _, last, between = self._angles
+    return jnp.sin(last + between * (1.0 - t))
+
+  def sigma(self, t):
+    first, _, between = self._angles
+    return jnp.sin(first + between * t)
+
+  def time(self, log_snr):
+    first, _, between = self._angles
+    return (jnp.arctan(jnp.exp(-0.5 * log_snr)) - first) / between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +228,7 @@ class Discrete:
 
   betas: tuple[float, ...] = tuple(np.linspace(1e-4, 0.02, 1000).tolist())
   t_data = 0.0
+  prior_std = 1.0
 
   def __post_init__(self):
     method.check("betas", self.betas, len(self.betas), "at least one")
@@ -104,6 +254,16 @@ class Discrete:
 
   def sigma(self, t):
     return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
+
+  def time(self, log_snr):
+    table = jnp.asarray(-self._log_alphas)
+    return jnp.interp(-0.5 * jax.nn.log_sigmoid(log_snr), table, jnp.arange(len(table)) + 0.0)
+
+
+def cosine_betas(T, *, s=0.008, largest=0.999):
+  """float64 [T]: betas whose alpha-bar_t falls as a squared cosine. arXiv:2102.09672, Eq. 17."""
+  alpha_bar = np.cos((np.arange(T + 1) / T + s) / (1.0 + s) * 0.5 * np.pi) ** 2
+  return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], largest)
 
 
 def check_steps(path, n):
@@ -173,6 +333,18 @@ def log_snr(path, t):
   return 2.0 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
 
 
+def sde(path, t):
+  """(f, g^2) of dx = f x dt + g dw, whose marginals are the path's; elementwise, float32.
+
+  f = alpha' / alpha and g^2 = 2 sigma sigma' - 2 f sigma^2, for paths whose t grows with the noise:
+  arXiv:2011.13456, App. B, where they are Eq. 9 (VE), 11 (VP) and 28 (sub-VP). Infinite where
+  alpha is 0.
+  """
+  alpha, d_alpha, sigma, d_sigma = coefficients(path, t)
+  f = d_alpha / alpha
+  return f, 2.0 * sigma * (d_sigma - f * sigma)
+
+
 class Posterior(NamedTuple):
   """q(x_s | x_t, x) = N(x_weight x + x_t_weight x_t, small); q(x_t | x_s) has variance large.
 
@@ -215,7 +387,7 @@ class Field:
   What the constructors below make raises ValueError for a t that the path does not have.
   """
 
-  path: Linear | VP | Discrete
+  path: Any  # one of the classes above, or another with their attributes
   predict: Callable  # (x_t [B, ...], t [B]) -> Prediction
 
   def velocity(self, x_t, t):
@@ -291,3 +463,31 @@ def score_field(path, fn):
   Its predict raises ValueError, see `Field`.
   """
   return eps_field(path, lambda x_t, t: -path.sigma(expand(t, x_t)) * fn(x_t, t))
+
+
+def learned_field(path, fn):
+  """Field of fn(x_t, t) -> [B, ..., 2C]: a noise predictor and the v of its Prediction.
+
+  The raw v is in [-1, 1]: arXiv:2102.09672, Eq. 15; survey Eq. 87. Its predict raises ValueError,
+  see `Field`.
+  """
+
+  def predict(x_t, t):
+    eps, v = jnp.split(fn(x_t, t), 2, axis=-1)
+    return eps_field(path, lambda *_: eps).predict(x_t, t)._replace(v=0.5 * (v + 1.0))
+
+  return Field(path, predict)
+
+
+def moved(field, path):
+  """`field` on another path: x_t there is x_s here, rescaled, where the log_snr of both are equal.
+
+  arXiv:2206.00364, Sec. 5: what lets any solver run any network. Infinite where alpha is 0; times
+  whose log_snr the field's own path does not reach give what its network makes of them.
+  """
+
+  def predict(x_t, t):
+    s = field.path.time(log_snr(path, t))
+    return field.predict(expand(field.path.alpha(s) / path.alpha(t), x_t) * x_t, s)
+
+  return Field(path, predict)
