@@ -3,10 +3,18 @@
 import jax.numpy as jnp
 
 from jaxgen.core import method
-from jaxgen.nn import mlp, unet
+from jaxgen.core.method import Vars
+from jaxgen.nn import adm, dit, mlp, ncsnpp, unet
 
-_FROM_0 = {"depth", "downs"}  # the other whole numbers that networks take start at 1
-_IMAGE_NETS = {"UNet": unet.UNet, "ResidualMLP": mlp.ResidualMLP}
+# The other whole numbers that networks take start at 1.
+_FROM_0 = {"augment", "depth", "downs", "head_channels", "n_classes"}
+_IMAGE_NETS = {
+  "ADM": adm.ADM,
+  "DiT": dit.DiT,
+  "NCSNpp": ncsnpp.NCSNpp,
+  "ResidualMLP": mlp.ResidualMLP,
+  "UNet": unet.UNet,
+}
 
 
 def module(cls, where, args, **fixed):
@@ -26,37 +34,45 @@ def _check_field(where, name, value, kind):
     method.check_count(f"{where}.{name}", value, least=0 if name in _FROM_0 else 1)
   elif kind == tuple[int, ...]:
     method.check_counts(f"{where}.{name}", value)
+  elif kind is bool:
+    method.check(f"{where}.{name}", value, isinstance(value, bool), "True or False")
   elif kind is jnp.dtype:
     method.check_dtype(f"{where}.{name}", value)
   elif name == "dropout":
     method.check_fraction(f"{where}.{name}", value)
 
 
-def image_net(name, image_shape, n_classes, /, **args):
+def image_net(name, image_shape, n_classes, /, *, out_channels=None, **args):
   """The network of images and times that a config names.
 
   Args:
-    name: "UNet" or "ResidualMLP". args: its fields, as JSON has them.
+    name: of a class of this folder: "UNet", "ADM", "NCSNpp", "DiT" or "ResidualMLP".
+    args: its fields, as JSON has them.
     image_shape: (H, W, C). n_classes: 0, or the number of labels.
+    out_channels: C by default; 2C for eps and the v of a learned variance.
 
   Returns:
-    init(key) -> params, and apply(params, x [B, H, W, C], t [B], label=None, draw=None) -> like x.
-    Without a label a network with classes is given the null class; `draw` is for its dropout.
+    init(key) -> Vars with the network "net", and apply(vars, x [B, H, W, C], t [B], label=None,
+    draw=None, **inputs) -> [B, H, W, out_channels]. Without a label a network with classes is given
+    the null class; `draw` is for its dropout, `inputs` are what only this network takes.
 
   Raises:
     ValueError: a name or a field that does not exist, or a value out of range.
   """
   method.check("net", name, name in _IMAGE_NETS, f"one of {', '.join(_IMAGE_NETS)}")
-  out = {"out_channels": image_shape[-1]} if name == "UNet" else {}
-  net = module(_IMAGE_NETS[name], "net_args", args, n_classes=n_classes, **out)
+  fixed = {"n_classes": n_classes, "out_channels": out_channels or image_shape[-1]}
+  net = module(_IMAGE_NETS[name], "net_args", args, **fixed)
 
-  def apply(params, x, t, label=None, draw=None):
+  def apply(vars, x, t, label=None, draw=None, **inputs):
     if n_classes and label is None:
       label = jnp.full(len(x), n_classes)
-    return net.apply({"params": params}, x, t, label, draw)
+    variables = {"params": vars.params["net"], **vars.extra.get("net", {})}
+    return net.apply(variables, x, t, label, draw, **inputs)
 
   def init(key):
     label = jnp.zeros(1, jnp.int32) if n_classes else None
-    return net.init(key, jnp.zeros((1, *image_shape)), jnp.zeros(1), label)["params"]
+    variables = net.init(key, jnp.zeros((1, *image_shape)), jnp.zeros(1), label)
+    params = variables.pop("params")
+    return Vars({"net": params}, {"net": variables} if variables else {})
 
   return init, apply

@@ -79,11 +79,32 @@ def upsample(x):
   return x.reshape(B, 2 * H, 2 * W, C)
 
 
+def level_heights(x, levels, attention):
+  """Heights [H, H / 2, ...] of the levels of a network on x [B, H, W, C].
+
+  attention: [n], heights that must be among them. Raises ValueError where one is not, for an H or W
+  that cannot be halved so often, and for no levels.
+  """
+  method.check("multipliers", (), levels > 0, "at least one")
+  H, W = x.shape[1:3]
+  if H % 2 ** (levels - 1) or W % 2 ** (levels - 1):
+    raise ValueError(
+      f"x has height and width {H}, {W}: expected multiples of "
+      f"{2 ** (levels - 1)} for {levels} multipliers"
+    )
+  heights = [H // 2**i for i in range(levels)]
+  if not set(attention) <= set(heights):
+    raise ValueError(f"attention={tuple(attention)}: expected heights among {heights}")
+  return heights
+
+
 class UNet(nn.Module):
   """eps(x_t, t) or any other function with the shape of an image. arXiv:2006.11239, App. B.
 
   channels: base width; level i has channels * multipliers[i] channels and 1 / 2**i of the height.
   attention: heights whose blocks are followed by self-attention (the bottom always has one).
+  attend_once: on the way up only the last block of a height is, as in the network that the authors
+  of score SDE call DDPM (arXiv:2011.13456; yang-song/score_sde, models/ddpm.py).
   n_classes: 0 is unconditional; otherwise labels are 0 to n_classes, the last being the null class
   of classifier-free guidance.
   """
@@ -92,6 +113,7 @@ class UNet(nn.Module):
   multipliers: tuple[int, ...] = (1, 2, 2, 2)
   n_res_blocks: int = 2
   attention: tuple[int, ...] = (16,)
+  attend_once: bool = False
   dropout: float = 0.1
   out_channels: int = 3
   n_classes: int = 0
@@ -106,17 +128,7 @@ class UNet(nn.Module):
     attention at a height that does not occur.
     """
     levels = len(self.multipliers)
-    method.check("multipliers", self.multipliers, levels > 0, "at least one")
-    H, W = x.shape[1:3]
-    if H % 2 ** (levels - 1) or W % 2 ** (levels - 1):
-      raise ValueError(
-        f"x has height and width {H}, {W}: expected multiples of "
-        f"{2 ** (levels - 1)} for {levels} multipliers"
-      )
-    heights = [H // 2**i for i in range(levels)]
-    if not set(self.attention) <= set(heights):
-      raise ValueError(f"attention={tuple(self.attention)}: expected heights among {heights}")
-
+    heights = level_heights(x, levels, self.attention)
     groups = group_count(self.channels)
 
     def conv(features, name, **kwargs):
@@ -154,7 +166,7 @@ class UNet(nn.Module):
     for i in reversed(range(levels)):
       for j in range(self.n_res_blocks + 1):
         h = res(jnp.concatenate([h, skips.pop()], axis=-1), i, f"up_{i}_res_{j}")
-        if heights[i] in self.attention:
+        if heights[i] in self.attention and (j == self.n_res_blocks or not self.attend_once):
           h = attend(h, f"up_{i}_attn_{j}")
       if i > 0:
         h = conv(h.shape[-1], f"upsample_{i}")(upsample(h))
