@@ -123,7 +123,7 @@ def test_the_command_checks_and_records_where_weights_come_from(tmp_path, monkey
   convert(monkeypatch, "inception", source, tmp_path / "any.safetensors", "--unpublished")
   with pytest.raises(SystemExit, match="expected files of different names"):
     convert(monkeypatch, "inception", source, source, tmp_path / "two.safetensors")
-  with pytest.raises(SystemExit, match="--activation is missing"):
+  with pytest.raises(SystemExit, match="--options has no activation"):
     convert(monkeypatch, "clip", source, tmp_path / "clip.safetensors", "--unpublished")
 
 

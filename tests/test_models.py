@@ -246,7 +246,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_losses():
       {"emma": 1},
       "args.emma=1: diffusion.ddpm takes no such keyword; did you mean 'ema'?",
     ),
-    ("diffusion.ddpm", {"net": "UNnet"}, "net='UNnet': expected one of UNet, ResidualMLP"),
+    ("diffusion.ddpm", {"net": "UNnet"}, "net='UNnet': expected one of ADM, DiT"),
     ("diffusion.ddpm", {"net_args": {"width": 3}}, "net_args.width=3: UNet takes no such keyword"),
     ("diffusion.ddpm", {"tx": {"lr": float("nan")}}, "tx.lr=nan"),
     ("diffusion.ddpm", {"beta_T": 1.5}, "beta_T=1.5: expected between 0 and 1"),

@@ -97,7 +97,10 @@ DDPM = method.build("diffusion.ddpm", {})
 
 CASES = {
   # Configs.
-  "no steps": (trained({"train.steps": 0}), "config.train.steps=0: expected a whole number, 1"),
+  "no such steps": (
+    trained({"train.steps": -1}),
+    "config.train.steps=-1: expected a whole number, 0",
+  ),
   "half a step": (
     trained({"train.log_every": 2.5}),
     "config.train.log_every=2.5: expected a whole",
@@ -245,7 +248,7 @@ CASES = {
     "sigma_min=1.0: expected at least",
   ),
   "ode_steps": (built("flow_matching.flow_matching", ode_steps=0), "ode_steps=0: expected a whole"),
-  "net": (built("diffusion.ddpm", net="UNnet"), "net='UNnet': expected one of UNet, ResidualMLP"),
+  "net": (built("diffusion.ddpm", net="UNnet"), "net='UNnet': expected one of ADM, DiT"),
   "keyword of net": (
     net(chanels=8),
     "net_args.chanels=8: UNet takes no such keyword; did you mean '",
@@ -356,9 +359,9 @@ CASES = {
   ),
   "sampler": (
     drawn(name="dimm", steps=9),
-    "sampler='dimm': expected one of ancestral, ddim, euler",
+    "sampler='dimm': expected one of adaptive, ancestral",
   ),
-  "no sampler": (drawn(steps=9), "sampler=None: expected one of ancestral, ddim, euler, heun"),
+  "no sampler": (drawn(steps=9), "sampler=None: expected one of adaptive, ancestral"),
   "no sampling steps": (
     drawn(name="ddim"),
     "sampler.steps is missing: ddim takes eta, name, steps",
@@ -386,7 +389,7 @@ CASES = {
   ),
   "infinite velocity": (
     drawn(name="heun", steps=9),
-    "sampler='heun': expected another: at the data",
+    "sampler='heun': expected another on Discrete",
   ),
   "sampler of a model": (
     built("diffusion.ddpm", sampler={"name": "ddim", "steps": 50, "eta": "0"}),

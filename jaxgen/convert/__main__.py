@@ -1,7 +1,8 @@
-r"""Public weights -> a file that the extractors of jaxgen.metrics read.
+r"""Public weights -> a file that jaxgen.metrics' extractors and a config's `init_from` read.
 
 python -m jaxgen.convert inception pt_inception-2015-12-05-6726825d.pth inception.safetensors
 python -m jaxgen.convert vgg vgg16-397923af.pth vgg.pth lpips.safetensors    # LPIPS wants both
+python -m jaxgen.convert adm 64x64_diffusion.pt adm.safetensors --options='{"image_size": 64}'
 
 Reads safetensors and npz; .pth, .pt and .bin files with PyTorch, where it is installed, which
 unpickles no code. The sha256 of each source is compared with the published one and recorded.
@@ -16,7 +17,7 @@ import sys
 
 from jaxgen.convert import weights
 
-NETWORKS = ("clip", "efficientnet", "i3d", "inception", "vgg")
+NETWORKS = ("adm", "clip", "ddpm", "dit", "efficientnet", "i3d", "inception", "ncsnpp", "vgg")
 
 
 def check_published(path, published):
@@ -71,8 +72,8 @@ def convert(network, sources, out, unpublished=False, **options):
     raise ValueError(f"{out}: expected a new file, .safetensors")
   if len({path.name for path in sources}) < len(sources):
     raise ValueError(f"{', '.join(map(str, sources))}: expected files of different names")
-  if network == "clip" and unpublished and not options:
-    raise ValueError("--activation is missing: tensors do not tell it, only published files do")
+  if network == "clip" and unpublished and "activation" not in options:
+    raise ValueError("--options has no activation: only published files tell it, not tensors")
   published = {} if unpublished else module.PUBLISHED
   sha256 = {path.name: check_published(path, published) for path in sources}
   tensors = {}
@@ -91,10 +92,10 @@ def main():
   parser.add_argument("source", nargs="+", type=pathlib.Path, help="the original file or files")
   parser.add_argument("out", type=pathlib.Path, help="a new .safetensors file")
   parser.add_argument("--unpublished", action="store_true", help="whatever their sha256 is")
-  parser.add_argument("--activation", choices=("gelu", "quick_gelu"), help="of clip")
+  parser.add_argument("--options", default="{}", help="what tensors do not tell, as JSON")
   args = parser.parse_args()
-  options = {"activation": args.activation} if args.activation else {}
   try:
+    options = json.loads(args.options)
     sha256 = convert(args.network, args.source, args.out, args.unpublished, **options)
   except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"{type(error).__name__}: {error}")

@@ -14,11 +14,15 @@ import numpy as np
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-def from_diffusers(tensors):
-  """State dict {name: array} -> params of UNet, float32.
+PUBLISHED = {}  # Hugging Face names no sha256 apart from the file
 
-  The number of levels, of blocks and the place of attention follow from the names. KeyError names
-  a tensor that is missing, ValueError those that have no place.
+
+def from_torch(tensors, *, image_size=32):
+  """(args, variables) of UNet, float32, from a state dict {name: array}.
+
+  The number of levels, of blocks and the place of attention follow from the names; image_size, a
+  scalar, says which heights those places have. KeyError names a tensor that is missing, ValueError
+  those that have no place.
   """
   left = {}
   for name, value in tensors.items():
@@ -81,10 +85,11 @@ def from_diffusers(tensors):
     "norm_out": norm("conv_norm_out"),
     "conv_out": layer("conv_out"),
   }
-  n_res_blocks = count("down_blocks.0.resnets")
+  n_res_blocks, attention = count("down_blocks.0.resnets"), []
   for i in range(levels):
     down, up = f"down_blocks.{i}", f"up_blocks.{levels - 1 - i}"  # up_blocks.0 is the lowest
     attends = present(f"{down}.attentions.")
+    attention += [image_size >> i] * attends
     for ours, theirs, n in (("down", down, n_res_blocks), ("up", up, n_res_blocks + 1)):
       for j in range(n):
         params[f"{ours}_{i}_res_{j}"] = res(f"{theirs}.resnets.{j}")
@@ -99,4 +104,14 @@ def from_diffusers(tensors):
       f"no place for {sorted(left)}: expected a UNet2DModel with {levels} levels "
       f"of {n_res_blocks} blocks"
     )
-  return params
+  widths = [params[f"down_{i}_res_0"]["conv_1"]["kernel"].shape[-1] for i in range(levels)]
+  channels = params["conv_in"]["kernel"].shape[-1]
+  args = {
+    "channels": channels,
+    "multipliers": [width // channels for width in widths],
+    "n_res_blocks": n_res_blocks,
+    "attention": attention,
+    "out_channels": params["conv_out"]["kernel"].shape[-1],
+    "n_classes": len(cond["label"]["embedding"]) - 1 if "label" in cond else 0,
+  }
+  return args, {"params": params}

@@ -23,7 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
+from jaxgen.convert import weights
 from jaxgen.core import config as config_lib
 from jaxgen.core import manifest, parallel, step
 from jaxgen.core import method as method_lib
@@ -213,11 +215,12 @@ def load(workdir, allow_fallback=False):
 
 
 def read_sources(sources):
-  """Network -> (params, extra), of finished runs.
+  """Network -> (params, extra), of finished runs and converted weights.
 
   Args:
     sources: network, or "teacher/net" inside one -> "workdir" (a whole run, averaged) or
-      "workdir:network" (one network, as named), with the statistics that this model keeps of it.
+      "workdir:network" (one network, as named), with the statistics that this model keeps of it,
+      or a .safetensors file of `python -m jaxgen.convert` (one network).
 
   Raises:
     ValueError: a run or a network in it that is not there, or is damaged.
@@ -244,7 +247,12 @@ def started_from(method, state, given):
 
 
 def _read_source(name, source):
-  """(params, extra) of a run, or of one of its networks."""
+  """(params, extra) of a run, of one of its networks, or of a file of weights."""
+  if source.endswith(".safetensors"):
+    flat = {tuple(k.split("/")): v for k, v in weights.read(source)[0].items()}
+    tree = traverse_util.unflatten_dict(flat)
+    method_lib.check(f"init_from {name}", source, "params" in tree, "a file of jaxgen.convert")
+    return tree.pop("params"), tree
   workdir, colon, net = source.rpartition(":")
   if not colon or net.startswith("//"):
     workdir, net = source, ""

@@ -32,7 +32,7 @@ FIELDS = {
     "timeout": _COUNT,  # seconds without a batch after which the run ends
   },
   "train": {
-    "steps": _COUNT,
+    "steps": _COUNT_OR_0,  # 0 saves what the run starts from: converted weights become a run
     "log_every": _COUNT,
     "sample_every": _COUNT_OR_0,  # a grid of samples; 0 for none
     "eval_every": _COUNT_OR_0,  # what the method offers, on the test split; 0 for never

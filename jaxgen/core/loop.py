@@ -51,8 +51,11 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
   parallel.check_rows(config.data.batch_size)
   workdir = checkpoint.open_workdir(workdir)
   train, mode = config.train, config.train.parallel
-  feed = _feed(config, method)
-  evaluate, show = _evaluation(config, method), _pictures(config, method)
+  feed = evaluate = show = None
+  if train.steps or method.calibrate:
+    feed = _feed(config, method)
+  if train.steps:
+    evaluate, show = _evaluation(config, method), _pictures(config, method)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoint.clean(workdir)
 
@@ -68,10 +71,15 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     config_lib.snapshot(config, workdir)
     init = parallel.compile_init(method, mode)
     resume = lambda: _resume(method, init(k_init), mode, manager, first, workdir)
-    if first >= train.steps:
+    if manager.all_steps() and first >= train.steps:
       report.say(f"{workdir} is at step {first} of {train.steps}: nothing to train")
       return resume()
     given = {} if first else checkpoint.read_sources(config.init_from)
+    if not train.steps:
+      state = _prepare(config, method, init(k_init), given, feed, k_calibrate, workdir)
+      _save(method, parallel.to_global(state, mode), manager)
+      report.say(f"{workdir} has what it would start from: train.steps is 0")
+      return state
     batches = feed(first, train.steps)
     batch = next(batches)
     step_fn = parallel.compile_step(method, mode, train_step)

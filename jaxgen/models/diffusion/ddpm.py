@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
-from jaxgen.core.method import Aux, Method, Phase, Vars
+from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.objectives import elbo, score
 from jaxgen.samplers import guidance
 
@@ -54,14 +54,11 @@ def build(
     method.check_number(name, beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
   path = paths.Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
   samplers.check(path, sampler)
-  init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
-
-  def init(key):
-    return Vars({"net": init_net(key)})
+  init, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
   def eps_fn(vars, label=None, draw=None):
     # The network counts time from 0, as the official one does.
-    return lambda x_t, t: apply_net(vars.params["net"], x_t, t - 1.0, label, draw)
+    return lambda x_t, t: apply_net(vars, x_t, t - 1.0, label, draw)
 
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)

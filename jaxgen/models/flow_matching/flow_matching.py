@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
-from jaxgen.core.method import Aux, Method, Phase, Vars
+from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.objectives import change_of_variables, likelihood, velocity
 from jaxgen.samplers import guidance
 
@@ -52,14 +52,11 @@ def build(
   method.check_count("ode_steps", ode_steps)
   path = paths.Linear(sigma_min)
   samplers.check(path, sampler)
-  init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
-
-  def init(key):
-    return Vars({"net": init_net(key)})
+  init, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
   def velocity_fn(vars, label=None, draw=None):
     # The network's time embedding is made for 0 to 1000.
-    return lambda x_t, t: apply_net(vars.params["net"], x_t, 1000.0 * t, label, draw)
+    return lambda x_t, t: apply_net(vars, x_t, 1000.0 * t, label, draw)
 
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
