@@ -142,14 +142,42 @@ def test_dropped_labels_are_the_null_class():
 @pytest.mark.parametrize(
   "options, words",
   [
-    (dict(name="dimd", steps=10), "sampler='dimd': expected one of ancestral, ddim"),
+    (dict(name="dimd", steps=10), "sampler='dimd': expected one of adaptive, ancestral"),
     (dict(name="ddim", steps=0), "steps=0"),
     (dict(name="ddim", steps=2000), "steps=2000: expected a whole number, 1 to 1000"),
+    (dict(name="ddim", steps=9, grid="karas"), "sampler.grid='karas': expected one of exponential"),
+    (dict(name="ddim", steps=9, grid={"name": "karras", "roh": 7}), "did you mean 'rho'"),
+    (dict(name="ddim", steps=9, eta=-1.0), "sampler.eta=-1.0: expected a finite number, 0 or more"),
+    (dict(name="rk4", steps=9), "sampler='rk4': expected another on Discrete"),
+    (dict(name="consistency", steps=1), "sampler='consistency': expected another on Discrete"),
+    (dict(name="dpm_solver", steps=9, order=4), "order=4: expected a whole number, 1 to 3"),
   ],
 )
 def test_bad_samplers_are_refused(options, words):
   with pytest.raises(ValueError, match=words):
     samplers.draw(DATA.field(paths.Discrete()), keys(), (1,), **options)
+
+
+def test_a_path_that_a_sampler_cannot_integrate_is_refused():
+  for name in ("euler_maruyama", "predictor_corrector", "reverse_diffusion", "langevin"):
+    with pytest.raises(ValueError, match=f"sampler='{name}': expected another on Linear"):
+      samplers.check(paths.Linear(), dict(name=name, steps=9))
+
+
+@pytest.mark.parametrize("path", [paths.EDM(), paths.VP()], ids=lambda p: type(p).__name__)
+def test_every_sampler_of_configs_draws_the_data(path):
+  """From the path's own noise, along a grid, to the moments of the data."""
+  skipped = {"ancestral", "langevin", "predictor_corrector", "adaptive", "consistency"}
+  grid = "uniform" if isinstance(path, paths.VP) else "karras"
+  field = DATA.field(path)
+
+  def run(key, name):
+    return samplers.draw(field, noise.rows(key, 2000), (1,), name=name, steps=60, grid=grid)
+
+  for name in sorted(set(samplers.NAMES) - skipped):
+    x = jax.jit(run, static_argnums=1)(jax.random.key(0), name)
+    assert abs(x.mean() - DATA.mean) < 0.1, name
+    np.testing.assert_allclose(x.std(), DATA.std, atol=0.06, err_msg=name)
 
 
 # Golden vectors. The toy network of the sidecars; guided-diffusion counts t from 0.

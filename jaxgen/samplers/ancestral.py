@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxgen import noise, paths
 
 
-def ancestral(field, x, keys, ts, *, v=1.0, z=None):
+def ancestral(field, x, keys, ts, *, v=1.0, guide=None, z=None):
   """Draws from p(x_s | x_t) along `ts`. arXiv:2006.11239, Alg. 2; survey Box 8.
 
   Args:
@@ -15,6 +15,7 @@ def ancestral(field, x, keys, ts, *, v=1.0, z=None):
     v: log variance between log beta-tilde_t (0) and log beta_t (1), the paper's two choices, where
       the field does not predict it. arXiv:2102.09672, Eq. 15; survey Eq. 87, whose beta-bar_t is
       beta-tilde_t.
+    guide: (x_t, t [B]) -> scale grad log p(y | x_t) [B, ...], by which the mean is shifted.
     z: [S, B, ...] in place of normal noise (tests).
 
   Raises:
@@ -27,10 +28,13 @@ def ancestral(field, x, keys, ts, *, v=1.0, z=None):
 
   def step(x, inputs):
     i, t, q, log_large, log_small, z = inputs
-    p = field.predict(x, jnp.full(x.shape[:1], t))
+    rows = jnp.full(x.shape[:1], t)
+    p = field.predict(x, rows)
     mean = q.x_weight * p.x + q.x_t_weight * x  # Eq. 7
     mix = v if p.v is None else p.v
     std = jnp.exp(0.5 * (mix * log_large + (1.0 - mix) * log_small))
+    if guide is not None:
+      mean = mean + std**2 * guide(x, rows)  # arXiv:2105.05233, Alg. 1; survey Eq. 90-91
     z = noise.normal(noise.fold_in(keys, i), x.shape[1:]) if z is None else z
     return mean + jnp.where(i < steps - 1, std, 0.0) * z, None  # the last step adds no noise
 

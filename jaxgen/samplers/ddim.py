@@ -12,8 +12,7 @@ def ddim(field, x, keys, ts, *, eta=0.0, z=None):
   Args:
     field: a paths.Field; `guidance.clipped(field)` clips its x.
     x: [B, ...] at ts[0]. keys: [B].
-    ts: [S + 1], from noise to data, any sub-sequence of the chain; the other way round, with
-      eta = 0, it encodes.
+    ts: [S + 1], from noise to data, any sub-sequence of the chain; see `invert`.
     z: [S, B, ...] in place of normal noise (tests).
 
   Raises:
@@ -37,3 +36,12 @@ def ddim(field, x, keys, ts, *, eta=0.0, z=None):
     return x + std * z, None
 
   return jax.lax.scan(step, x, (jnp.arange(len(t)), t, alpha_s, kept, std, z))[0]
+
+
+def invert(field, x, ts):
+  """x [B, ...] at ts[-1], noise, from which `ddim` comes back to the data. Eq. 14, in reverse.
+
+  field: a paths.Field. x: [B, ...] at ts[0]. ts: [S + 1], data to noise; where ts[0] has sigma = 0
+  the field must be known there, as eps_field is. Raises ValueError as `ddim` does.
+  """
+  return ddim(field, x, None, ts)

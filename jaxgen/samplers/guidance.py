@@ -1,23 +1,128 @@
 """Functions Field -> Field: any sampler follows them, in any parameterisation."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 
 from jaxgen import noise, paths
+from jaxgen.core import method
 
 
-def classifier_free(cond, uncond, w):
+def classifier_free(cond, uncond, w, *, interval=None):
   """The Field (1 + w) cond - w uncond; w, a scalar, is 0 for the conditional model.
 
   The weights sum to one, so it is the same in eps, x, v, velocity and score. arXiv:2207.12598,
   Eq. 6; survey Eq. 92.
+
+  interval: (low, high), scalars: guidance where low < sigma / alpha <= high, and the conditional
+  model elsewhere. arXiv:2404.07724. Raises ValueError unless 0 <= low < high.
   """
+  _check_interval(interval)
 
   def predict(x_t, t):
     c, u = cond.predict(x_t, t), uncond.predict(x_t, t)
-    mix = lambda a, b: (1.0 + w) * a - w * b
-    return c._replace(x=mix(c.x, u.x), eps=mix(c.eps, u.eps))
+    return _mixed(c, u, _weight(cond.path, w, interval, x_t, t))
 
   return paths.Field(cond.path, predict)
+
+
+def rescaled(cond, uncond, w, phi, *, interval=None):
+  """`classifier_free` whose v has, for phi = 1, the std of the conditional v in each example.
+
+  A large w makes images too bright. arXiv:2305.08891, Eq. 15-16, on v, which its network predicts.
+
+  cond, uncond, w, interval: as there, scalars. phi: a scalar, how much of it, the paper's 0.7; with
+  0 nothing changes. Raises ValueError as there, and for a phi outside [0, 1].
+  """
+  _check_interval(interval)
+  method.check_number("phi", phi, lambda v: 0.0 <= v <= 1.0, "at least 0 and at most 1")
+  path = cond.path
+
+  def predict(x_t, t):
+    c, u = cond.predict(x_t, t), uncond.predict(x_t, t)
+    guided = _mixed(c, u, _weight(path, w, interval, x_t, t))
+    alpha, sigma = path.alpha(paths.expand(t, x_t)), path.sigma(paths.expand(t, x_t))
+    v = alpha * guided.eps - sigma * guided.x
+    std = lambda v: jnp.std(v, axis=tuple(range(1, v.ndim)), keepdims=True)
+    v_rescaled = v * std(alpha * c.eps - sigma * c.x) / std(v)  # Eq. 15
+    v = phi * v_rescaled + (1.0 - phi) * v  # Eq. 16
+    p = paths.v_field(path, lambda *_: v).predict(x_t, t)
+    return guided._replace(x=p.x, eps=p.eps)
+
+  return paths.Field(path, predict)
+
+
+def _mixed(c, u, w):
+  mix = lambda a, b: (1.0 + w) * a - w * b
+  return c._replace(x=mix(c.x, u.x), eps=mix(c.eps, u.eps))
+
+
+def _weight(path, w, interval, x_t, t):
+  if interval is None:
+    return w
+  t = paths.expand(t, x_t)
+  alpha, sigma = path.alpha(t), path.sigma(t)
+  low, high = interval
+  return jnp.where((low * alpha < sigma) & (sigma <= high * alpha), w, 0.0)
+
+
+def _check_interval(interval):
+  if interval is not None:
+    good = len(interval) == 2 and 0.0 <= interval[0] < interval[1]
+    method.check("interval", interval, good, "(low, high) with 0 <= low < high")
+
+
+def classifier(field, log_prob_fn, scale):
+  """The Field whose eps is eps - scale sigma_t grad log p(y | x_t).
+
+  arXiv:2105.05233, Eq. 14, Alg. 2; survey Eq. 90-91. Its x is infinite where alpha is 0.
+
+  Args:
+    field: a paths.Field.
+    log_prob_fn: (x_t [B, ...], t [B]) -> log p(y | x_t) [B], in nats, of a classifier of noisy
+      data. Its rows are summed, so the gradient of one does not depend on the batch.
+    scale: a scalar; 0 leaves the field as it is.
+
+  Raises:
+    ValueError: a scale that is not finite, where it is known; a log_prob_fn that is not [B].
+  """
+  known = method.concrete(scale)
+  method.check("scale", scale, known is None or math.isfinite(known), "a finite number")
+
+  def predict(x_t, t):
+    def total(x_t):
+      log_prob = log_prob_fn(x_t, t)
+      method.check("log_prob_fn", log_prob.shape, log_prob.shape == x_t.shape[:1], "a result [B]")
+      return jnp.sum(log_prob)
+
+    p, t = field.predict(x_t, t), paths.expand(t, x_t)
+    alpha, sigma = field.path.alpha(t), field.path.sigma(t)
+    shift = scale * sigma * jax.grad(total)(x_t)
+    return p._replace(x=p.x + sigma / alpha * shift, eps=p.eps - shift)
+
+  return paths.Field(field.path, predict)
+
+
+def label_log_prob(logits_fn, label):
+  """log p(label | x_t), in nats, as a function (x_t [B, ...], t [B]) -> [B]. arXiv:2105.05233.
+
+  logits_fn: (x_t, t) -> logits [B, K]. label: int [B] in 0, ..., K - 1. Raises ValueError for
+  another label, where it is known, or another number of them.
+  """
+  good = getattr(label, "ndim", 0) == 1 and jnp.issubdtype(label.dtype, jnp.integer)
+  method.check("label", label, good, "an int32 array [B]")
+
+  def log_prob(x_t, t):
+    logits = logits_fn(x_t, t)
+    n, known = logits.shape[-1], method.concrete(label)
+    method.check("label", label.shape, len(label) == len(logits), f"{len(logits)}, as of x_t")
+    inside = known is None or ((known >= 0) & (known < n)).all()
+    method.check("label", label, inside, f"0 to {n - 1}, as the classifier's classes")
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
+
+  return log_prob
 
 
 def drop_labels(keys, label, rate, n_classes):
@@ -30,10 +135,30 @@ def clipped(field, low=-1.0, high=1.0):
 
   As in DDPM's code, arXiv:2006.11239.
   """
+  return _on_x(field, lambda x: jnp.clip(x, low, high))
 
+
+def dynamic_threshold(field, percentile=0.995):
+  """`field` with x [B, ...] clipped to [-s, s] and divided by s, and eps made to fit.
+
+  s is that quantile of |x| in each example, and at least 1: x then lies in [-1, 1].
+  arXiv:2205.11487, Sec. 2.3. Raises ValueError for a percentile outside (0, 1].
+  """
+  allowed = "above 0 and at most 1"
+  method.check_number("percentile", percentile, lambda v: 0.0 < v <= 1.0, allowed)
+
+  def threshold(x):
+    axes = tuple(range(1, x.ndim))
+    s = jnp.maximum(jnp.quantile(jnp.abs(x), percentile, axis=axes, keepdims=True), 1.0)
+    return jnp.clip(x, -s, s) / s
+
+  return _on_x(field, threshold)
+
+
+def _on_x(field, change):
   def predict(x_t, t):
     p = field.predict(x_t, t)
-    x, t = jnp.clip(p.x, low, high), paths.expand(t, x_t)
+    x, t = change(p.x), paths.expand(t, x_t)
     return p._replace(x=x, eps=(x_t - field.path.alpha(t) * x) / field.path.sigma(t))
 
   return paths.Field(field.path, predict)

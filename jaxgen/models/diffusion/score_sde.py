@@ -1,0 +1,110 @@
+"""Score SDE: Score-Based Generative Modeling through SDEs. Song et al., 2020. arXiv:2011.13456.
+
+Survey D05, Sec. 6.1.
+
+A network for the score of data diffused by the VP, sub-VP or VE SDE, sampled by the reverse-time
+SDE or the probability flow, whose ODE also gives likelihoods. Deviation: classes, with labels
+dropped for classifier-free guidance (arXiv:2207.12598), are not in the paper.
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from jaxgen import nn, noise, paths, samplers
+from jaxgen.core import method, optim
+from jaxgen.core.method import Aux, Method, Phase
+from jaxgen.objectives import change_of_variables, likelihood, score
+from jaxgen.samplers import guidance
+
+PATHS = {"VP": paths.VP, "SubVP": paths.SubVP, "VE": paths.VE}
+T_MIN = 1e-5  # the smallest time of training and likelihoods, as in the authors' code
+
+
+def build(
+  *,
+  image_shape=(32, 32, 3),
+  n_classes=0,
+  label_dropout=0.1,
+  net="NCSNpp",
+  net_args={"channels": 128, "multipliers": (1, 2, 2, 2), "attention": (16,), "dropout": 0.1},
+  path="VP",
+  path_args={"beta_min": 0.1, "beta_max": 20.0},
+  tx={"lr": 2e-4, "warmup": 5000, "clip": 1.0},
+  ema=0.9999,
+  accumulate=1,
+  sampler={"name": "euler_maruyama", "steps": 1000},
+  guidance_weight=0.0,
+  ode_steps=100,
+):
+  """The Method; the defaults are the paper's CIFAR-10 model DDPM++ cont. (VP).
+
+  Args:
+    image_shape: (H, W, C) of batches, in [-1, 1], and samples, which are not clipped.
+    n_classes: 0, or the number of labels; label_dropout: how often training leaves the label out.
+    net, net_args: of `nn.image_net`; it is told 999 t, or log(sigma / 2) on VE.
+    path: the SDE, "VP", "SubVP" or "VE". path_args: numbers of its class in `paths`; sigmas are of
+      images in [-1, 1], twice those of the paper.
+    tx, ema: of `optim.adam` and `optim.averages`. accumulate: micro-batches an update.
+    sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
+    ode_steps: of Heun's method in log_prob.
+
+  Raises:
+    ValueError: a number or a name out of range; in use, a batch that does not fit.
+  """
+  image_shape = method.check_image_shape(image_shape)
+  method.check_conditioning(n_classes, label_dropout, guidance_weight)
+  method.check_count("ode_steps", ode_steps)
+  method.check("path", path, path in PATHS, f"one of {', '.join(PATHS)}")
+  method.check_keywords("path_args", path_args, PATHS[path], path)
+  explodes, path = path == "VE", PATHS[path](**path_args)
+  samplers.check(path, sampler)
+  init, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
+
+  def eps_fn(vars, label=None, draw=None):
+    """The network is -sigma score, or +sigma score on VE, as in the authors' code."""
+    if explodes:
+      return lambda x_t, t: -apply_net(vars, x_t, jnp.log(0.5 * path.sigma(t)), label, draw)
+    return lambda x_t, t: apply_net(vars, x_t, 999.0 * t, label, draw)
+
+  def loss(vars, batch, keys):
+    method.check_batch(batch, image_shape, n_classes)
+    k_loss, k_label, k_dropout = noise.split(keys, 3)
+    label = None
+    if n_classes:
+      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    fn = eps_fn(vars, label, noise.stream(k_dropout))
+    return score.denoising(fn, batch["image"], k_loss, path=path, t_min=T_MIN).mean(), Aux()
+
+  def field(vars, cond={}, *, w=guidance_weight):
+    """cond: {"label": int32 [n]}, or {}."""
+    method.check_cond(cond, n_classes, w)
+    of = lambda label: paths.eps_field(path, eps_fn(vars, label))
+    conditional = of(cond.get("label"))
+    return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
+
+  def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
+    """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
+    options = options if "name" in options else {**sampler, **options}
+    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
+
+  def log_prob(vars, batch, keys):
+    """A lower bound on log P of 8-bit images, without labels, in nats [B]. Eq. 39.
+
+    Estimated with one draw of dequantization and trace an example, both unbiased.
+    """
+    method.check_batch(batch, image_shape, 0)
+    k_pixels, k_trace = noise.split(keys)
+    x = likelihood.dequantize(k_pixels, batch["image"])
+    u = jnp.linspace(0.0, 1.0, ode_steps + 1)
+    ts = T_MIN + (1.0 - T_MIN) * (u if explodes else u**3)
+    velocity = field(vars).velocity
+    density = change_of_variables.ode_log_prob(velocity, x, k_trace, ts, prior_std=path.prior_std)
+    return density + math.prod(image_shape) * math.log(likelihood.BIN)
+
+  return Method(
+    init,
+    {"net": Phase(loss, ("net",), optim.adam(**tx), accumulate=accumulate)},
+    ema=optim.averages("net", ema),
+    fns={"sample": sample, "field": field, "log_prob": log_prob},
+  )
