@@ -40,7 +40,7 @@ pages: .venv/ready
 	.venv/bin/python -m jaxgen.pages
 
 notebooks: .venv/ready
-	.venv/bin/python tests/kernels.py
+	.venv/bin/python tests/run_notebooks.py
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+import recipes
 from safetensors import numpy as safetensors_numpy
 
 from jaxgen.convert import __main__ as command
 from jaxgen.convert import inception, weights
-from jaxgen.core import checkpoint
+from jaxgen.core import checkpoint, loop, method
 from jaxgen.data import pipeline
 from jaxgen.metrics import extractors
 
@@ -150,3 +151,24 @@ def test_public_weights_are_loaded_and_told_by_their_digest(tmp_path, monkeypatc
   assert pool.shape == (2, 1280) and float(np.ptp(pool)) > 0.1
   again = run(extractor.variables, np.repeat(pipeline.to_float(pipeline.to_uint8(x)), 3, -1))
   np.testing.assert_array_equal(again["pool"], pool)  # as a file would hold them, grey as RGB
+
+
+def test_converted_weights_become_a_run(tmp_path):
+  """Without data or a step; the file of another network is refused by the array that differs."""
+  config = recipes.small("diffusion/ddpm.py")
+  params = method.build(config.model, config.args).init(jax.random.key(7)).params["net"]
+  file = tmp_path / "net.safetensors"
+  weights.write(file, {"params": params}, {"network": "ddpm", "args": "{}"})
+  config.init_from = {"net": str(file)}
+  config.train.steps, config.data.source = 0, "npz:nowhere"
+  loop.run(config, tmp_path / "run")
+  _, vars = checkpoint.load(tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, vars.params["net"], params)
+  jax.tree.map(np.testing.assert_array_equal, vars.params["net_ema"], params)
+  loop.run(config, tmp_path / "run")  # nothing to train
+  weights.write(file, {"params": {"out": params["out"]}}, {})
+  with pytest.raises(ValueError, match="params/net/block_0_in/bias is nothing, this model has"):
+    loop.run(config, tmp_path / "other")
+  weights.write(file, {"other": params}, {})
+  with pytest.raises(ValueError, match="expected a file of jaxgen.convert"):
+    loop.run(config, tmp_path / "other")

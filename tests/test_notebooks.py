@@ -1,11 +1,11 @@
 """Every notebook runs, and shows what it says when it is opened."""
 
 import jax
-import kernels
 import nbformat
 import pytest
+import run_notebooks
 
-every_notebook = pytest.mark.parametrize("path", kernels.NOTEBOOKS, ids=lambda p: p.stem)
+every_notebook = pytest.mark.parametrize("path", run_notebooks.NOTEBOOKS, ids=lambda p: p.stem)
 code = lambda notebook: [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
@@ -18,8 +18,8 @@ def test_it_runs(path, monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
   monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
   notebook = nbformat.read(path, 4)
-  kernels.shrink(notebook)
-  kernels.execute(notebook)
+  run_notebooks.shrink(notebook)
+  run_notebooks.execute(notebook)
   outputs = [output for cell in code(notebook) for output in cell.outputs]
   assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
 
@@ -34,14 +34,14 @@ def test_it_is_committed_with_what_it_shows(path):
   assert any("image/png" in output.get("data", {}) for output in outputs)
   assert path.stat().st_size < 1_000_000
   clean = nbformat.from_dict(notebook)
-  kernels.strip(clean)
+  run_notebooks.strip(clean)
   assert clean == nbformat.read(path, 4)
   assert not any(cell.source.startswith(("%", "!")) for cell in cells)
 
 
 def test_there_is_one_for_every_kind_of_objective():
   kinds = {"elbo", "adversarial", "change_of_variables", "score", "velocity"}
-  assert kinds == {path.stem for path in kernels.NOTEBOOKS}
-  for path in kernels.NOTEBOOKS:
+  assert kinds == {path.stem for path in run_notebooks.NOTEBOOKS}
+  for path in run_notebooks.NOTEBOOKS:
     text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
     assert f"jaxgen/objectives/{path.stem}.py" in text and "survey Eq." in text

@@ -51,7 +51,7 @@ def get_config(variant="cifar10_vp"):
     sampler=dict(name="euler_maruyama", steps=1000),
     accumulate=1,
     guidance_weight=0.0,
-    ode_steps=100,
+    ode_steps=50,
   )
   c.init_from = dict()
   c.data = dict(
@@ -85,7 +85,7 @@ def get_config(variant="cifar10_vp"):
     c.args.net_args = dict(
       channels=16, multipliers=(1, 2, 4), n_res_blocks=1, attention=(4,), dropout=0.0
     )
-    c.args.ode_steps = 50
+    c.args.ode_steps = 25
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
     c.train.update(
       steps=2000, sample_every=500, eval_every=2000, eval_examples=500, checkpoint_every=500

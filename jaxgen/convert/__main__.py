@@ -2,7 +2,8 @@ r"""Public weights -> a file that jaxgen.metrics' extractors and a config's `ini
 
 python -m jaxgen.convert inception pt_inception-2015-12-05-6726825d.pth inception.safetensors
 python -m jaxgen.convert vgg vgg16-397923af.pth vgg.pth lpips.safetensors    # LPIPS wants both
-python -m jaxgen.convert adm 64x64_diffusion.pt adm.safetensors --options='{"image_size": 64}'
+python -m jaxgen.convert adm 256x256_diffusion.pt adm.safetensors \
+    --options='{"image_size": 256, "head_channels": 64, "use_new_attention_order": false}'
 
 Reads safetensors and npz; .pth, .pt and .bin files with PyTorch, where it is installed, which
 unpickles no code. The sha256 of each source is compared with the published one and recorded.

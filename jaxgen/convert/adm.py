@@ -15,10 +15,7 @@ from jaxgen.convert import weights
 from jaxgen.core import method
 from jaxgen.nn import adm
 
-# OpenAI gives no sha256: this one stands in the source of several who check the file.
-PUBLISHED = {
-  "256x256_diffusion_uncond.pt": "a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1"
-}
+PUBLISHED = {}  # OpenAI gives no sha256
 
 ARRAYS = weights.ARRAYS | {"label": "weight", "position": "positional_embedding"}
 

@@ -34,6 +34,10 @@ def _check_field(where, name, value, kind):
     method.check_count(f"{where}.{name}", value, least=0 if name in _FROM_0 else 1)
   elif kind == tuple[int, ...]:
     method.check_counts(f"{where}.{name}", value)
+  elif kind == tuple[float, ...]:
+    method.check(f"{where}.{name}", value, isinstance(value, (tuple, list)), "a tuple or list")
+    for i, number in enumerate(value):
+      method.check_positive(f"{where}.{name}[{i}]", number)
   elif kind is bool:
     method.check(f"{where}.{name}", value, isinstance(value, bool), "True or False")
   elif kind is jnp.dtype:

@@ -87,7 +87,7 @@ class VP:
     return noise.uniform(keys)
 
   def sigma(self, u):
-    t = 1.0 + u * (self.epsilon_t - 1.0)
+    t = (1.0 - u) + u * self.epsilon_t
     return self._path.sigma(t) / self._path.alpha(t)
 
   def weight(self, sigma):

