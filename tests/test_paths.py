@@ -6,12 +6,23 @@ import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from jaxgen import paths
 
-PATHS = [paths.Linear(), paths.Linear(sigma_min=0.1), paths.VP(), paths.Discrete()]
-MIDDLE = {paths.Linear: 0.4, paths.VP: 0.4, paths.Discrete: 400.5}
+PATHS = [
+  paths.Linear(),
+  paths.Linear(sigma_min=0.1),
+  paths.VP(),
+  paths.Discrete(),
+  paths.SubVP(),
+  paths.VE(),
+  paths.EDM(),
+  paths.Cosine(),
+]
+MIDDLE = {paths.Discrete: 400.5, paths.EDM: 1.5}
+middle = lambda path: MIDDLE.get(type(path), 0.4)
 name = lambda path: type(path).__name__
 
 
@@ -24,7 +35,7 @@ def test_velocity_of_the_straight_path_is_data_minus_noise():
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_velocity_is_the_derivative_of_interpolate(path):
   x, eps = jax.random.normal(jax.random.key(0), (2, 4, 2))
-  t = jnp.full(4, MIDDLE[type(path)])
+  t = jnp.full(4, middle(path))
   _, u = jax.jvp(lambda t: paths.interpolate(path, x, eps, t), (t,), (jnp.ones(4),))
   np.testing.assert_allclose(paths.velocity(path, x, eps, t), u, rtol=1e-5, atol=1e-7)
 
@@ -32,7 +43,7 @@ def test_velocity_is_the_derivative_of_interpolate(path):
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_every_field_takes_x_t_apart(path):
   x, eps = jax.random.normal(jax.random.key(0), (2, 4, 2))
-  t = jnp.full(4, MIDDLE[type(path)])
+  t = jnp.full(4, middle(path))
   alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
   x_t, u = paths.interpolate(path, x, eps, t), paths.velocity(path, x, eps, t)
   for make, target in [
@@ -115,7 +126,9 @@ def test_posterior_is_bayes_rule_on_every_path():
 def test_times_end_where_the_path_ends():
   for path in PATHS:
     ts = paths.times(path, 7)
-    assert ts.shape == (8,) and ts[0] == path.t_noise and ts[-1] == np.float32(path.t_data)
+    assert (
+      ts.shape == (8,) and ts[0] == np.float32(path.t_noise) and ts[-1] == np.float32(path.t_data)
+    )
   np.testing.assert_array_equal(paths.times(paths.Discrete(), 4), [1000, 750, 500, 250, 0])
   np.testing.assert_array_equal(paths.times(paths.Discrete(), 1000), np.arange(1000, -1, -1))
 
@@ -127,6 +140,10 @@ def test_times_end_where_the_path_ends():
     (lambda: paths.times(paths.VP(), 0), "steps=0: expected a whole number, 1 or more"),
     (lambda: paths.Discrete((0.1, 1.5)), r"betas\[1\]=1.5: expected between 0 and 1"),
     (lambda: paths.Discrete(()), r"betas=\(\): expected at least one"),
+    (lambda: paths.SubVP(beta_min=0.0), "beta_min=0.0: expected a finite number above 0"),
+    (lambda: paths.VE(sigma_max=0.001), "sigma_max=0.001: expected a number above 0.01"),
+    (lambda: paths.EDM(sigma_min=0.0), "sigma_min=0.0: expected a finite number above 0"),
+    (lambda: paths.Cosine(log_snr_min=30.0), "log_snr_min=30.0: expected below 20.0"),
   ],
 )
 def test_bad_paths_are_refused(call, words):
@@ -200,6 +217,68 @@ def test_golden_sde_marginals():
   path, t = paths.VP(), jnp.asarray(x["in.t"])
   close(paths.expand(path.alpha(t), x["in.x"]) * x["in.x"], "mean")
   close(path.sigma(t), "std")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name)
+def test_time_is_the_inverse_of_the_log_snr(path):
+  """Where the log SNR tells times apart: at VP's noise end it moves by 1e-7 of itself in 1e-6."""
+  low, high = sorted((path.t_noise, path.t_data))
+  t = jnp.linspace(low, high, 42)[1:-1]
+  np.testing.assert_allclose(path.time(paths.log_snr(path, t)), t, rtol=2e-6)
+
+
+def test_reverse_times_have_the_sdes_of_the_paper():
+  """arXiv:2011.13456, Eq. 9 (VE), 11 (VP) and 28 (sub-VP): their drifts and squared diffusions."""
+  t = jnp.linspace(0.05, 1.0, 20)
+  beta = 0.1 + t * 19.9
+  alpha = paths.VP().alpha(t)
+  grow = np.log(50.0 / 0.01)
+  for path, f, g2 in [
+    (paths.VP(), -0.5 * beta, beta),
+    (paths.SubVP(), -0.5 * beta, beta * (1.0 - alpha**4)),
+    (paths.VE(), 0.0 * t, 2.0 * grow * paths.VE().sigma(t) ** 2),
+    (paths.EDM(), 0.0 * t, 2.0 * t),
+  ]:
+    for ours, theirs in zip(paths.sde(path, t), (f, g2), strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name(path))
+
+
+@pytest.mark.evidence("D06", "M")
+def test_the_cosine_path_reaches_its_ends_in_float32():
+  path, t = paths.Cosine(), jnp.array([0.0, 1e-4, 0.5, 1.0 - 2**-14, 1.0])
+  exact = np.asarray(t, np.float64) * (np.pi / 2 - 2 * np.arctan(np.exp(-10))) + np.arctan(
+    np.exp(-10)
+  )
+  np.testing.assert_allclose(path.alpha(t), np.cos(exact), rtol=1e-5)
+  np.testing.assert_allclose(path.sigma(t), np.sin(exact), rtol=1e-5)
+  np.testing.assert_allclose(paths.log_snr(path, t[jnp.array([0, 4])]), [20.0, -20.0], rtol=1e-5)
+  np.testing.assert_allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, 1.0, rtol=1e-6)
+
+
+@pytest.mark.evidence("D04", "G")
+def test_golden_cosine_betas():
+  _, close = golden.load("betas_cosine_1000")
+  close(paths.cosine_betas(1000), "betas")
+
+
+def test_a_moved_field_is_the_field_of_its_data():
+  """Exact fields on any path, moved to any other, are that path's exact field."""
+  data, x_t = oracles.GaussianData(), jax.random.normal(jax.random.key(0), (5, 2))
+  t = {paths.Discrete: jnp.linspace(5.0, 900.0, 5), paths.EDM: jnp.geomspace(0.01, 70.0, 5)}
+  for path in PATHS[2:]:
+    at = t.get(type(path), jnp.linspace(0.05, 0.95, 5))
+    expected = data.field(path).predict(x_t, at)
+    for source in PATHS:
+      got = paths.moved(data.field(source), path).predict(x_t, at)
+      np.testing.assert_allclose(got.x, expected.x, rtol=1e-3, atol=1e-4)
+      np.testing.assert_allclose(got.eps, expected.eps, rtol=1e-3, atol=1e-4)
+
+
+def test_a_learned_variance_is_between_0_and_1():
+  fn = lambda x_t, t: jnp.concatenate([x_t, jnp.full_like(x_t, -1.0)], axis=-1)
+  p = paths.learned_field(paths.Discrete(), fn).predict(jnp.ones((2, 3)), jnp.array([1.0, 900.0]))
+  np.testing.assert_array_equal(p.v, jnp.zeros((2, 3)))
+  np.testing.assert_array_equal(p.eps, jnp.ones((2, 3)))
 
 
 def test_paths_are_values():
