@@ -108,7 +108,27 @@ def measured():
             "cost", "commit")  # fmt: skip
   lines = [_result(key, row, name) for key, row in rows.items() for name in row["measures"] or [""]]
   details = [_details(*item) for item in rows.items()]
-  return "\n".join([_RESULTS, _table(titles, lines), *details, _soak()])
+  tables = results.read_comparisons(index.ROOT / "results")
+  compared = [_comparison(*item) for item in tables.items()]
+  return "\n".join([_RESULTS, _table(titles, lines), *compared, *details, _soak()])
+
+
+def _comparison(key, table):
+  measured = [row for row in table["rows"] if row["values"]]
+  labels = list(measured[0]["values"]) if measured else []
+  cells = lambda row: [f"{row['values'][k]:.4g}" if row["values"] else "" for k in labels]
+  rows = [(row["name"], row["run"], f"{row['evaluations']}", *cells(row)) for row in table["rows"]]
+  over = {"how": f"{table['n']:,} samples"}
+  of = [f"- {label}: {_how({**over, **facts})}." for label, facts in table["facts"].items()]
+  runs = [
+    f"- {name}: {run['hardware']}, {run['minutes']:.2g} min, commit {run['commit']}."
+    for name, run in table["runs"].items()
+  ]
+  told = [f"## {key}", "", f"{table['title']}. {table['note']}", ""]
+  told += [_table(("sampler", "run", "evaluations", *labels), rows), *of, *runs, "", "```sh"]
+  told += [*table["repeat"], "```", ""]
+  told += [f"![Samples, a row each]({table['picture']})", ""] if table["picture"] else []
+  return "\n".join(told)
 
 
 def _soak():

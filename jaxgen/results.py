@@ -56,6 +56,27 @@ SOAK = {  # of results/soak/soak.json, the last `make soak`
 }
 
 
+COMPARISON = {  # of results/comparisons/*.json, whose numbers `experiments.compare` writes
+  "title": (_text, "what is compared"),
+  "note": (_text, "what a reader must know, and what came out"),
+  "n": (_count, "how many samples each"),
+  "measures": (_texts, "names of metrics.evaluation"),
+  "rows": (lambda v: isinstance(v, list) and v != [], "a list of objects"),
+  "runs": (_object, "name -> what `of_run` tells of it, empty before"),
+  "facts": (_object, "measure -> its extractor and reference, empty before"),
+  "repeat": (_texts, "the commands"),
+  "picture": (_maybe(_text), "a file of docs/, or null"),
+}
+COMPARED = {
+  "name": (_text, "a sampler, a model"),
+  "run": (_text, "a name"),
+  "evaluations": (_count, "of the network, a sample"),
+  "options": (_object, "keywords of the method's sample"),
+  "measured": (lambda v: isinstance(v, bool), "true, or false for the picture alone"),
+  "values": (_object, "measure -> number, empty before"),
+}
+
+
 def check(where, row):
   """Raises ValueError, with the place and what is expected, unless `row` has the form above."""
   _check_fields(where, row, FIELDS)
@@ -99,6 +120,16 @@ def check_fits(path, workdir):
     raise ValueError(
       f"{path} is of {row['config']}, {row['steps']} steps: {workdir} is another run, at step {at}"
     )
+  return of_run(workdir)
+
+
+def of_run(workdir):
+  """{"seed", "hardware", "minutes", "commit"} of the run in `workdir`.
+
+  Raises ValueError where it was not trained by the code of one commit, without changes.
+  """
+  config = config_lib.read_snapshot(workdir)
+  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
   launches = workdir / "launches.jsonl"
   if not launches.exists():
     raise ValueError(f"{launches} does not exist: expected a run that tells the commit of its code")
@@ -145,6 +176,24 @@ def record(path, workdir, measures):
   row["runs"] = sorted([*others, run], key=lambda r: r["seed"])
   check(path.name, row)
   path.write_text(json.dumps(row, indent=1) + "\n")
+
+
+def check_comparison(where, table):
+  """Raises ValueError, with the place and what is expected, unless `table` is a COMPARISON."""
+  _check_fields(where, table, COMPARISON)
+  for i, row in enumerate(table["rows"]):
+    _check_fields(f"{where}: rows[{i}]", row, COMPARED)
+    if not all(map(_number, row["values"].values())):
+      raise ValueError(f"{where}: rows[{i}].values: expected finite numbers")
+
+
+def read_comparisons(folder):
+  """Name -> checked table, of folder/comparisons. Raises ValueError as `check_comparison`."""
+  tables = {}
+  for path in sorted((folder / "comparisons").glob("*.json")):
+    tables[path.stem] = json.loads(path.read_text())
+    check_comparison(path.name, tables[path.stem])
+  return tables
 
 
 def read_soak(folder):

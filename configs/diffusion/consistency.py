@@ -54,27 +54,25 @@ def get_config(variant="cifar10"):
     steps=800_000, log_every=100, sample_every=10_000, eval_every=0, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",
   )  # fmt: skip
-  if variant.startswith("mnist16") or variant == "smoke":
+  if not variant.startswith("cifar10"):
     net_args = dict(channels=16, multipliers=(1, 2, 4), n_res_blocks=1, attention=(4,), dropout=0.0)
     args = dict(net="UNet", net_args=net_args)
     c.args.denoiser = dict(model="diffusion.progressive_distillation", args=args)
-    c.args.n_classes = 10
-    c.args.ema = dict(profile="warmup", decay=0.999)
-    c.data.update(flip=False, workers=0)
-  if variant.startswith("mnist16"):  # eight minutes on two CPU cores
-    c.args.image_shape = (16, 16, 1)
+    c.args.update(image_shape=(16, 16, 1), n_classes=10)
     c.args.schedule.mu = 0.95
     c.args.tx.update(warmup=100, clip=1.0)
+    c.args.ema = dict(profile="warmup", decay=0.999)
     c.init_from = dict(teacher="runs/teacher", net="runs/teacher")
-    c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
-    c.train.update(steps=2000, sample_every=500, checkpoint_every=500)
-  elif variant == "smoke":
-    c.args.image_shape = (8, 8, 1)
-    net_args.update(channels=8, multipliers=(1, 2), attention=())
-    c.args.denoiser.args.net_args = net_args
-    c.args.update(schedule=dict(profile="fixed", scales=4, mu=0.5), levels=(1.0,))
+    c.data.update(source="tfds:mnist", image_size=16, batch_size=64, flip=False, workers=0)
+    c.train.update(steps=1600, sample_every=800, checkpoint_every=400)  # ten minutes on two cores
+  if variant == "smoke":
+    args = dict(net="ResidualMLP", net_args=dict(width=16, depth=1))
+    c.args.denoiser.args = args
+    c.args.update(image_shape=(8, 8, 1), levels=(1.0,))
+    c.args.schedule = dict(profile="fixed", scales=4, mu=0.5)
+    c.args.tx.warmup = 0
     c.init_from = dict()
-    c.data.update(source="digits", batch_size=16)
+    c.data.update(source="digits", image_size=0, batch_size=16)
     c.train.update(steps=4, log_every=2, sample_every=4, checkpoint_every=2)
 
   if variant.endswith("_training"):

@@ -69,7 +69,7 @@ def get_config(variant="imagenet256"):
     c.args.image_shape = (16, 16, 1)
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
     c.train.update(
-      steps=2000, sample_every=500, eval_every=2000, eval_examples=500, checkpoint_every=500
+      steps=1500, sample_every=500, eval_every=1500, eval_examples=500, checkpoint_every=500
     )
   elif variant == "digits":
     c.args.image_shape = (8, 8, 1)

@@ -51,7 +51,7 @@ def get_config(variant="cifar10"):
       steps=0,
     ),
     ema=dict(profile="warmup", decay=0.99929, inv_gamma=13.86, power=1.0),
-    sampler=dict(name="edm", steps=18),
+    sampler=dict(name="edm", steps=18, grid="karras"),
     accumulate=1,
     guidance_weight=0.0,
     ode_steps=50,
@@ -94,9 +94,7 @@ def get_config(variant="cifar10"):
     )
     c.args.tx.update(lr=1e-4, warmup=2441)
     c.args.ema.decay = 0.9999432
-    c.args.sampler = dict(
-      name="edm", steps=256, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003
-    )
+    c.args.sampler.update(steps=256, s_churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003)
     c.data.update(source="tfds:imagenet2012", image_size=64, batch_size=4096)
     c.train.steps = 610_352
     return c

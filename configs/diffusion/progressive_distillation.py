@@ -83,7 +83,7 @@ def get_config(variant="cifar10"):
     )
 
   if variant.endswith("_student"):  # of one stage
-    rate, steps = (5e-5, 50_000) if variant == "cifar10_student" else (5e-4, 400)
+    rate, steps = (5e-5, 50_000) if variant == "cifar10_student" else (5e-4, 300)
     c.args.tx.update(lr=rate, warmup=0, weight_decay=0.0, decay="linear", steps=steps)
     c.args.ema = dict(profile="fixed", decay=0.0)  # the network itself
     c.train.update(steps=steps, sample_every=steps, eval_every=0, checkpoint_every=steps // 2)

@@ -94,9 +94,9 @@ def from_torch(tensors, *, heads=None):
   }
   classes = "y_embedder.embedding_table.weight"
   if classes in left:
-    params["label"] = {"embedding": take(classes)}
+    params["label"] = {"embedding": take(classes, len(left[classes]), width)}
   depth = next(
-    i for i in itertools.count() if not any(name.startswith(f"blocks.{i}.") for name in left)
+    i for i in itertools.count(1) if not any(name.startswith(f"blocks.{i}.") for name in left)
   )
   params |= {f"block_{i}": block(f"blocks.{i}") for i in range(depth)}
   _check_positions(left.pop("pos_embed", None), width)

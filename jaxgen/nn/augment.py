@@ -41,7 +41,7 @@ class Draw(NamedTuple):
 
 
 def draw(keys, p):
-  """A Draw for every key [B]: each augmentation with probability p, the flip in x with 1/2.
+  """A Draw for each of keys [B]: every augmentation with probability p, the flip in x with 1/2.
 
   p: a number; with 0 there is no flip either. Half of the flips in y leave the image as it is.
   """
@@ -80,7 +80,7 @@ def labels(d):
 def affine(d, H, W):
   """(A [B, 2, 2], b [B, 2]): offset c, (x, y) from the centre, shows what was at A c + b.
 
-  d: a Draw. H, W: pixels.
+  d: a Draw of [B]. H, W: scalars, the pixels.
   """
   s, a = jnp.exp2(SCALE_STD * d.scale), jnp.exp2(SCALE_STD * d.aniso)
   stretch = _diagonal(1.0 / a, a)

@@ -31,7 +31,7 @@ def positions(dim, height, width):
   """The frozen table of the height * width places of a grid, row by row: float32 [N, dim].
 
   Half of dim is for the column, half for the row; of each, half are sines and half cosines.
-  arXiv:2111.06377, App. A.1, as in its code. Raises ValueError for a dim that is not 4, 8, 12, ...
+  Sec. 3.2, as in the authors' code. Raises ValueError for a dim that is not 4, 8, 12, ...
   """
   method.check("dim", dim, dim > 0 and dim % 4 == 0, "a multiple of 4")
   rows, columns = np.indices((height, width)).reshape(2, -1, 1)

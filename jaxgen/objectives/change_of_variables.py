@@ -28,7 +28,7 @@ def ode_log_prob(velocity_fn, x, keys, ts, *, solve=ode.heun, prior_std=1.0, e=N
     solve: a solver of samplers.ode. prior_std: of the noise, that of the path: N(0, prior_std^2).
     e: [B, ...] in place of the drawn one (tests).
   """
-  e = noise.rademacher(keys, x.shape[1:]) if e is None else e
+  e = noise.rademacher(keys, x.shape[1:]).astype(x.dtype) if e is None else e
   v_and_div = lambda fn, x: hutchinson(fn, x, e)
   return _log_prob(v_and_div, velocity_fn, x, ts, solve, prior_std)
 

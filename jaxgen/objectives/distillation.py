@@ -1,8 +1,7 @@
 """Few-step students: progressive distillation, arXiv:2202.00512, and consistency models.
 
 The latter, arXiv:2303.01469, map every point of a trajectory of the probability-flow ODE to its
-start, in the noise levels of `paths.EDM`: c(x_t, sigma) -> x. A bare equation number is one of the
-first paper.
+start: f(x_t, sigma) -> x, on `paths.EDM`. A bare equation number is one of the first paper.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Networks as denoisers, arXiv:2206.00364: what Table 1 says of VP, VE, iDDPM and EDM.
 
-Each class has the row's preconditioning and training: `scales`, the c of Eq. 7; `draw` and `sigma`,
-the distribution of noise levels; `weight`, lambda(sigma). Images are in [-1, 1] plus noise of
-standard deviation sigma. Everything is elementwise; only `draw` takes keys [B] and gives [B].
+Each class has a column's preconditioning and training: `scales`, the c of Eq. 7; `draw`, a random
+number u for each of keys [B]; `sigma`, the noise level that u [B] stands for; `weight`, lambda of
+Eq. 8. sigma: [B]. Images are in [-1, 1], plus noise of standard deviation sigma.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Scales(NamedTuple):
 class EDM:
   """Inputs and targets of unit variance at every sigma; sigma is log-normal.
 
-  Raises ValueError for a sigma_data or P_std that is not above 0.
+  Elementwise. Raises ValueError for a sigma_data or P_std that is not above 0.
   """
 
   sigma_data: float = 0.5
@@ -61,7 +61,7 @@ class EDM:
 class VP:
   """The noise predictor of arXiv:2011.13456 on its VP SDE; times are counted to M - 1.
 
-  Raises ValueError for a number that is not above 0.
+  Elementwise. Raises ValueError for a number that is not above 0.
   """
 
   beta_min: float = 0.1
@@ -98,7 +98,7 @@ class VP:
 class VE:
   """The score network of arXiv:2011.13456 on its VE SDE; log sigma is uniform.
 
-  Raises ValueError unless 0 < sigma_min < sigma_max.
+  Elementwise. Raises ValueError unless 0 < sigma_min < sigma_max.
   """
 
   sigma_min: float = 0.02
@@ -125,8 +125,8 @@ class VE:
 class IDDPM:
   """The noise predictor of arXiv:2102.09672, without its variance, on M steps of its schedule.
 
-  A sigma off the schedule is told to the network as the nearest on it. Raises ValueError for a
-  number that is not above 0.
+  A sigma off the schedule is told to the network as the nearest on it. Elementwise. Raises
+  ValueError for a number that is not above 0.
   """
 
   M: int = 1000
@@ -167,7 +167,7 @@ KNOWN = {"EDM": EDM, "VP": VP, "VE": VE, "iDDPM": IDDPM}
 
 
 def by_name(name, args):
-  """The class above that a config names, with its numbers `args`, a table.
+  """An object of the class that a config names; its methods give [B]. args: its numbers, a table.
 
   Raises ValueError for a name or a number that does not exist, or is out of range.
   """
@@ -179,7 +179,7 @@ def by_name(name, args):
 def denoiser(row, net_fn):
   """fn(x [B, ...], sigma [B]) -> D [B, ...] of net_fn(x [B, ...], c_noise [B]) -> [B, ...]. Eq. 7.
 
-  row: an object of a class above.
+  row: an object of a class above, whose scales are [B].
   """
 
   def fn(x, sigma):

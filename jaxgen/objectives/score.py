@@ -27,7 +27,7 @@ def simple(eps_fn, x, keys, *, path=paths.Discrete(), t=None, eps=None):
 
 
 def variance(path, t):
-  """lambda = sigma^2, elementwise in the times t of `path`: every level counts alike.
+  """lambda = sigma^2, elementwise in t, path.t_noise to path.t_data: every level counts alike.
 
   arXiv:2011.13456, Sec. 3.3, 1 / E |grad log p_0t|^2 but for a constant.
   """
@@ -35,9 +35,9 @@ def variance(path, t):
 
 
 def likelihood(path, t):
-  """lambda = g^2, elementwise in the times t of `path`, which grow with the noise.
+  """lambda = g^2, elementwise in t, path.t_noise to path.t_data, which grows with the noise.
 
-  The loss is then a bound on the log-likelihood but for a constant. arXiv:2101.09258, Eq. 7.
+  The loss is then a bound on the log-likelihood but for a constant. arXiv:2101.09258, Sec. 4.
   """
   return paths.sde(path, t)[1]
 

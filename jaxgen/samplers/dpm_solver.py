@@ -2,8 +2,8 @@
 
 In lambda = log(alpha / sigma) the linear part of the probability flow is solved exactly, and what
 the network says is taken for a polynomial: eps for DPM-Solver, x for DPM-Solver++ (`_pp`). Each
-evaluation of the network has its time in ts [S + 1], which run from noise to data. A last step to
-sigma = 0 is of first order. lambda may be infinite at both ends.
+evaluation of the network has its time in ts [S + 1], which run from noise to data. What leads from
+alpha = 0 or to sigma = 0, where lambda is infinite, is of first order.
 """
 
 import operator
@@ -25,7 +25,7 @@ def singlestep(field, x, keys, ts, *, order=2, sizes=None):
 
   Args:
     field: a paths.Field. x: [B, ...] at ts[0]. keys: [B], unused. ts: [S + 1].
-    order: 1, 2 or 3. sizes: a tuple of the orders of the steps, of sum S; None is `orders`.
+    order: 1, 2 or 3. sizes: a tuple [n], the orders of n steps, of sum S; None is `orders`.
 
   Raises:
     ValueError: order or sizes is not of 1, 2 and 3, there are fewer times than they need, or they
@@ -37,8 +37,8 @@ def singlestep(field, x, keys, ts, *, order=2, sizes=None):
 def singlestep_pp(field, x, keys, ts, *, order=2, sizes=None):
   """x [B, ...] at ts[-1], DPM-Solver++(2S), or orders 1 and 3. arXiv:2211.01095, Alg. 1.
 
-  Arguments and errors (ValueError) are those of `singlestep`. x: [B, ...]. keys: [B]. ts: [S + 1].
-  order, sizes: scalars.
+  Arguments and errors (ValueError) are those of `singlestep`: field, x [B, ...], keys [B],
+  ts [S + 1], order and sizes [n].
   """
   return _singlestep(field, x, keys, ts, _x, order, sizes)
 
@@ -63,7 +63,7 @@ def multistep(field, x, keys, ts, *, order=2, final=3, curvature=1.0):
 def multistep_pp(field, x, keys, ts, *, order=2, final=3, curvature=1.0, eta=0.0, z=None):
   """x [B, ...] at ts[-1], DPM-Solver++(2M), or orders 1 and 3. arXiv:2211.01095, Alg. 2.
 
-  x: [B, ...] at ts[0]. keys: [B]. ts: [S + 1]. order, final, curvature: as of `multistep`.
+  field, x [B, ...], keys [B], ts [S + 1], order, final and curvature are those of `multistep`.
   eta: 0 is deterministic, 1 SDE-DPM-Solver++, whose first order is `ddim.ddim` with that eta;
   between them as in k-diffusion. z: [S, B, ...] in place of normal noise (tests). Raises ValueError
   as `multistep` does.
@@ -77,9 +77,9 @@ def ancestral_pp(field, x, keys, ts, *, eta=1.0, z=None):
   k-diffusion's sampler. Two evaluations a step, the second halfway in lambda: unlike the others it
   has no times in ts for those. The noise is that of `ddim.ddim`, arXiv:2010.02502, Eq. 16.
 
-  x: [B, ...] at ts[0]. keys: [B]. ts: [S + 1]. eta: 0 is deterministic. z: [2 S, B, ...] in place
-  of normal noise, used in every other row (tests). Raises ValueError for times that do not run from
-  noise to data on the path.
+  field: a paths.Field. x: [B, ...] at ts[0]. keys: [B]. ts: [S + 1]. eta: 0 is deterministic.
+  z: [2 S, B, ...] in place of normal noise, of which every other row counts (tests). Raises
+  ValueError for times that do not run from noise to data on the path.
   """
   path = field.path
   ts, alpha, sigma, lam = lms.levels(path, ts, 1)
@@ -139,7 +139,8 @@ def _singlestep(field, x, keys, ts, of, order, sizes):
   ts, alpha, sigma, lam = lms.levels(field.path, ts, order)
   n = len(ts) - 1
   sizes = orders(n, order) if sizes is None else sizes
-  good = set(sizes) <= {1, 2, 3} and sum(sizes) == n
+  method.check_counts("sizes", sizes)
+  good = max(sizes) <= 3 and sum(sizes) == n
   method.check("sizes", sizes, good, f"orders 1, 2 and 3 whose sum is {n}, the steps of ts")
   size, start = np.repeat(sizes, sizes), np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
   fresh = start == np.arange(n)
@@ -147,9 +148,9 @@ def _singlestep(field, x, keys, ts, of, order, sizes):
   scale, z = _scaled(of, alpha[1:], sigma[1:], there - at)
   first, second = moments(z, 1)
   weight = -scale * jnp.where(size == 2, 0.5 * first, second) * (there - at) / (here - at)
-  to_data = sigma[1:] == 0.0
-  within = (jnp.where(fresh | to_data, 0.0, weight),)
-  table = lms.Table(ts[:-1], fresh | to_data, alpha[1:], sigma[1:], within=within)
+  alone = fresh | jnp.isinf(at) | jnp.isinf(there)  # of first order
+  within = (jnp.where(alone, 0.0, weight),)
+  table = lms.Table(ts[:-1], alone, alpha[1:], sigma[1:], within=within)
   return lms.solve(field, x, keys, table, of)
 
 

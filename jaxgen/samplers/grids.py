@@ -87,9 +87,9 @@ def inner(path, ts, order):
 
 
 def spaced(path, counts):
-  """From each of len(counts) equal parts of a chain, data first, so many steps: [sum(counts) + 1].
+  """counts[i] steps from the i-th of equal parts of a chain, data first: [S + 1], S their sum.
 
-  arXiv:2102.09672, Sec. 4, as respaced by its code. counts: a tuple of whole numbers. Raises
+  arXiv:2102.09672, Sec. 4, as its code respaces. counts: a tuple [n] of whole numbers. Raises
   ValueError for a path that is not Discrete, and for more steps than a part has.
   """
   T = _length(path)

@@ -70,8 +70,8 @@ def differences(ws, ms, m):
 def levels(path, ts, least):
   """(ts, alpha, sigma, lambda), [S + 1] each; lambda = log(alpha / sigma), arXiv:2206.00927.
 
-  ts: [S + 1], from noise to data. Raises ValueError for fewer than `least` steps, a time that the
-  path does not have, and times that do not run strictly from noise to data.
+  ts: [S + 1], from noise to data. least: a scalar, of steps. Raises ValueError for fewer, a time
+  that the path does not have, and times that do not run strictly from noise to data.
   """
   method.check_count("steps", len(ts) - 1, least)
   paths.check_times(path, ts)
@@ -83,7 +83,10 @@ def levels(path, ts, least):
 
 
 def orders(steps, order, final):
-  """int [S], the order of each step: it rises from 1 to `order`, and falls to `final` at last."""
+  """int [S], the order of each step: it rises from 1 to `order`, and falls to `final` at last.
+
+  steps, order, final: scalars, S is steps.
+  """
   i = np.arange(steps)
   return np.minimum(np.minimum(i + 1, order), final + steps - 1 - i)
 
@@ -142,9 +145,9 @@ def coefficients(tau, order):
 def lms(field, x, keys, ts, *, order=4):
   """x [B, ...] at ts[-1]: Adams-Bashforth in sigma / alpha, one evaluation a step.
 
-  x: [B, ...] at ts[0]. keys: [B], unused. ts: [S + 1], from noise to data; sigma may be 0 at last.
-  The first steps have orders 1, 2, ... Raises ValueError for an order that is not 1 to 4, and as
-  `levels` does.
+  field: a paths.Field. x: [B, ...] at ts[0]. keys: [B], unused. ts: [S + 1], from noise to data;
+  sigma may be 0 at last. The first steps have orders 1, 2, ... Raises ValueError for an order that
+  is not 1 to 4, and as `levels` does.
   """
   method.check_count("order", order, 1, 4)
   ts, alpha, sigma, _ = levels(field.path, ts, order)

@@ -4,6 +4,7 @@ velocity_fn: (x, t [B]) -> dx/dt. x: an array [B, ...] or a tree of them. ts: [S
 """
 
 import diffrax
+import equinox
 import jax
 import jax.numpy as jnp
 
@@ -70,21 +71,26 @@ def adaptive(velocity_fn, x, ts, *, rtol=1e-5, atol=1e-5, max_steps=1000):
   method.check_positive("atol", atol)
   method.check_count("max_steps", max_steps)
 
-  # Networks and labels see the batch, although each row is solved alone.
-  @jax.custom_batching.custom_vmap
-  def row(t, x):
-    return jax.tree.map(lambda d: d[0], velocity_fn(jax.tree.map(lambda a: a[None], x), t[None]))
+  # Each row is solved alone, yet velocity_fn sees the batch, as it may hold labels [B]. custom_vmap
+  # wants all that it holds as an argument.
+  rows = _rows(ts[0], x)
+  fn = equinox.filter_closure_convert(velocity_fn, x, rows)
+  held, fn = equinox.partition(fn, equinox.is_array)
 
-  @row.def_vmap
-  def rows(n, batched, t, x):
+  @jax.custom_batching.custom_vmap
+  def one(held, x, t):
+    x, t = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rows), *a.shape)), (x, t))
+    return jax.tree.map(lambda d: d[0], equinox.combine(held, fn)(x, t))
+
+  @one.def_vmap
+  def all_rows(n, batched, held, x, t):
     wide = lambda a, is_wide: a if is_wide else jnp.broadcast_to(a, (n, *a.shape))
-    t, x = jax.tree.map(wide, (t, x), tuple(batched))
-    d = velocity_fn(x, t)
+    d = equinox.combine(held, fn)(*jax.tree.map(wide, (x, t), tuple(batched[1:])))
     return d, jax.tree.map(lambda _: True, d)
 
   def solve(x):
     solution = diffrax.diffeqsolve(
-      diffrax.ODETerm(lambda t, x, _: row(jnp.asarray(t), x)),
+      diffrax.ODETerm(lambda t, x, _: one(held, x, jnp.asarray(t, rows.dtype))),
       diffrax.Dopri5(),
       t0=ts[0],
       t1=ts[-1],

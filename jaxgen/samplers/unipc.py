@@ -8,12 +8,12 @@ from jaxgen.samplers import dpm_solver, lms
 
 
 def bh1(z):
-  """B_1(h), elementwise: h itself, -h in data prediction."""
+  """B_1(h), elementwise: h itself, which is z = -h in data prediction."""
   return z
 
 
 def bh2(z):
-  """B_2(h), elementwise: e^h - 1."""
+  """B_2(h), elementwise: e^h - 1, of z = -h in data prediction."""
   return jnp.expm1(z)
 
 

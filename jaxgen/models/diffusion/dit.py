@@ -14,7 +14,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.nn import dit
-from jaxgen.objectives import elbo, score
+from jaxgen.objectives import elbo
 from jaxgen.samplers import guidance
 
 
@@ -95,7 +95,8 @@ def build(
     label = None
     if n_classes:
       label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
-    return score.hybrid(net_fn(vars, label), batch["image"], k_loss, path=path).mean(), Aux()
+    fn = net_fn(vars, label)
+    return elbo.diffusion_hybrid(fn, batch["image"], k_loss, path=path).mean(), Aux()
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}. Guided channels are mixed, the variance is cond's."""

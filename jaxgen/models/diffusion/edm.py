@@ -35,7 +35,7 @@ def build(
   tx={"lr": 1e-3, "warmup": 19_531},
   ema={"profile": "warmup", "decay": 0.99929, "inv_gamma": 13.86, "power": 1.0},
   accumulate=1,
-  sampler={"name": "edm", "steps": 18},
+  sampler={"name": "edm", "steps": 18, "grid": "karras"},
   guidance_weight=0.0,
   ode_steps=50,
 ):

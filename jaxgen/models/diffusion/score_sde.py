@@ -91,8 +91,8 @@ def build(
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, without labels, in nats [B]. Eq. 39.
 
-    Estimated with one draw of dequantization and trace an example, both unbiased. Steps crowd at the
-    data: on Gaussian data, 50 are within 0.0002 bits/dim on average, of any width from 0.01 to 0.4.
+    Estimated with one draw of dequantization and trace an example, both unbiased. On Gaussian data
+    50 steps are within 0.0002 bits/dim on average, of any width from 0.01 to 0.4.
     """
     method.check_batch(batch, image_shape, 0)
     k_pixels, k_trace = noise.split(keys)
