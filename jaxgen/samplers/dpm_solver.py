@@ -66,8 +66,9 @@ def multistep_pp(field, x, keys, ts, *, order=2, final=3, curvature=1.0, eta=0.0
   field, x [B, ...], keys [B], ts [S + 1], order, final and curvature are those of `multistep`.
   eta: 0 is deterministic, 1 SDE-DPM-Solver++, whose first order is `ddim.ddim` with that eta;
   between them as in k-diffusion. z: [S, B, ...] in place of normal noise (tests). Raises ValueError
-  as `multistep` does.
+  as `multistep` does, and for an eta that is not a finite number, 0 or more.
   """
+  method.check_weight("eta", eta)
   return _multistep(field, x, keys, ts, _x, order, final, curvature, eta, z)
 
 
@@ -79,17 +80,19 @@ def ancestral_pp(field, x, keys, ts, *, eta=1.0, z=None):
 
   field: a paths.Field. x: [B, ...] at ts[0]. keys: [B]. ts: [S + 1]. eta: 0 is deterministic.
   z: [2 S, B, ...] in place of normal noise, of which every other row counts (tests). Raises
-  ValueError for times that do not run from noise to data on the path.
+  ValueError for an eta outside [0, 1], and times that do not run from noise to data on the path.
   """
+  method.check_number("eta", eta, lambda v: 0.0 <= v <= 1.0, "at least 0 and at most 1")
   path = field.path
   ts, alpha, sigma, lam = lms.levels(path, ts, 1)
   t, alpha_s, sigma_s = ts[:-1], alpha[1:], sigma[1:]
-  std = eta * sigma_s * jnp.sqrt(-jnp.expm1(-2.0 * jnp.diff(lam)))
-  down = jnp.sqrt(sigma_s**2 - std**2)
-  first_order = down == 0.0  # then the second evaluation repeats the first
+  h = jnp.diff(lam)
+  std = eta * sigma_s * jnp.sqrt(-jnp.expm1(-2.0 * h))
+  down = sigma_s * jnp.sqrt(1.0 - eta**2 + eta**2 * jnp.exp(-2.0 * h))  # down^2 + std^2 = sigma_s^2
+  alone = (down == 0.0) | jnp.isinf(h)  # of first order: the second evaluation repeats the first
   h = jnp.log(alpha_s) - jnp.log(down) - lam[:-1]
-  middle = jnp.where(first_order, t, path.time(2.0 * lam[:-1] + h))
-  weight = jnp.where(first_order, 0.0, -alpha_s * jnp.expm1(-h))  # Alg. 1 with r = 1/2
+  middle = jnp.where(alone, t, path.time(2.0 * lam[:-1] + h))
+  weight = jnp.where(alone, 0.0, -alpha_s * jnp.expm1(-h))  # Alg. 1 with r = 1/2
   pair = lambda a, b: jnp.stack([a, b], 1).ravel()
   none, start = jnp.zeros_like(t), jnp.full(t.shape, True)
   table = lms.Table(
@@ -98,13 +101,13 @@ def ancestral_pp(field, x, keys, ts, *, eta=1.0, z=None):
     x=pair(path.alpha(middle), alpha_s),
     eps=pair(path.sigma(middle), down),
     within=(pair(none, weight),),
-    std=None if _is_zero(eta) else pair(none, std),
+    std=None if eta == 0 else pair(none, std),
   )
   return lms.solve(field, x, keys, table, _x, z)
 
 
 def orders(n, order):
-  """Orders of the steps of singlestep solvers, a list of whole numbers whose sum is n. App. D.
+  """Orders of the steps of singlestep solvers, a list of whole numbers whose sum is n. Sec. 3.3.
 
   As many of `order` as fit, with lower ones at the end; with order 3 the last is never one of
   those. n, order: scalars, order 1, 2 or 3.
@@ -130,7 +133,7 @@ def moments(z, n):
 
 
 def _scaled(of, alpha, sigma, h):
-  """(A, z) so that a step of h adds -A moments(z) differences. App. B; arXiv:2211.01095, App. A."""
+  """(A, z) so that a step of h adds -A moments(z) differences. Eq. 3.4; arXiv:2211.01095, Prop. 4.1."""
   return (sigma, h) if of is _eps else (alpha, -h)
 
 
@@ -167,11 +170,7 @@ def _multistep(field, x, keys, ts, of, order, final, curvature, eta=0.0, z=None)
   rows = lms.pick(lms.orders(len(h), order, final), [[], two, three][:order])
   before = tuple(jnp.where(sigma_s == 0.0, 0.0, -scale * w) for w in rows)
   kept, std = sigma_s, None
-  if not _is_zero(eta):
+  if eta > 0:
     kept, std = sigma_s * jnp.exp(-eta * h), sigma_s * jnp.sqrt(-jnp.expm1(-2.0 * eta * h))
   table = lms.Table(ts[:-1], jnp.full(len(h), True), alpha_s, kept, before, std=std)
   return lms.solve(field, x, keys, table, of, z)
-
-
-def _is_zero(eta):
-  return isinstance(eta, (int, float)) and eta == 0

@@ -55,7 +55,7 @@ def exponential(path, n, *, rho=1.0, first=None, last=None):
 def log_snr(path, n, *, order=1, first=None, last=None):
   """Equal steps of lambda from end to end, [n + 1]: no level of sigma = 0 but on a Discrete path.
 
-  arXiv:2206.00927, Sec. 3.3 and App. D. order: of a singlestep solver, whose steps, not its
+  arXiv:2206.00927, Sec. 3.3. order: of a singlestep solver, whose steps, not its
   evaluations, then are equal. first, last: scalars, see the file's docstring. Raises ValueError for
   an n, order, first or last that does not fit.
   """

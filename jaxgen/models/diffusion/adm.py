@@ -45,7 +45,8 @@ def build(
     image_shape, n_classes, label_dropout, net, net_args, schedule, T, vlb_weight, tx, ema,
       accumulate, sampler, guidance_weight, bound_terms: of `improved_ddpm.build`. With n_classes=0
       labels guide all the same, where there is a classifier.
-    classifier: {"model", "args"} of a method that detects labels in noisy images; {} for none. Its
+    classifier: {"model", "args"} of a method that detects labels in noisy images, of data in
+      [-1, 1]; {} for none. Its
       args have this image_shape, schedule and T, and n_classes unless it says how many.
     classifier_scale: s of arXiv:2105.05233, Alg. 1 and 2; 0 does not guide.
 
@@ -85,7 +86,10 @@ def build(
     return base.fns["field"](vars, cond if n_classes else {}, w=w)
 
   def field(vars, cond={}, *, w=guidance_weight, scale=classifier_scale):
-    """cond: {"label": int32 [n]}, or {}. x is clipped to [-1, 1], then guided by the classifier."""
+    """cond: {"label": int32 [n]}, or {}. x is clipped to [-1, 1], then guided by the classifier.
+
+    w: weight of classifier-free guidance, scale: of the classifier's, two scalars.
+    """
     of = unguided(vars, cond, w, scale)
     if not (classifier and cond and scale):
       return of

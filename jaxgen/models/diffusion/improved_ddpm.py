@@ -27,9 +27,10 @@ _SCHEDULES = {"linear": (_linear_betas, 21), "cosine": (paths.cosine_betas, 2)} 
 
 
 def chain(schedule, T):
-  """The paths.Discrete of T steps of a schedule, "linear" or "cosine".
+  """The paths.Discrete of betas [T], of a schedule. arXiv:2102.09672, Eq. 17.
 
-  arXiv:2102.09672, Eq. 17. Raises ValueError for another schedule, or a T too small for it.
+  schedule: "linear" or "cosine", a name of betas [T]. T: a scalar. Raises ValueError for another
+  schedule, or a T too small for it.
   """
   method.check("schedule", schedule, schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
   betas, least = _SCHEDULES[schedule]
