@@ -32,7 +32,9 @@ def main():
     student.args.steps, teacher = steps, f"{WORKDIR.value}/{steps}"
     with student.unlocked():
       student.init_from = {"net": net, "teacher/net": net}
-    loop.run(student, teacher, allow_fallback=launch.FALLBACK.value)
+    state = loop.run(student, teacher, allow_fallback=launch.FALLBACK.value)
+    if int(state.step) < student.train.steps:
+      return  # stopped: the same command goes on
 
 
 if __name__ == "__main__":

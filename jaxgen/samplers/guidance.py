@@ -96,8 +96,8 @@ def classifier(field, log_prob_fn, scale):
       method.check("log_prob_fn", log_prob.shape, log_prob.shape == x_t.shape[:1], "a result [B]")
       return jnp.sum(log_prob)
 
-    p, t = field.predict(x_t, t), paths.expand(t, x_t)
-    alpha, sigma = field.path.alpha(t), field.path.sigma(t)
+    p, at = field.predict(x_t, t), paths.expand(t, x_t)
+    alpha, sigma = field.path.alpha(at), field.path.sigma(at)
     shift = scale * sigma * jax.grad(total)(x_t)
     return p._replace(x=p.x + sigma / alpha * shift, eps=p.eps - shift)
 
