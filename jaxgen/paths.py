@@ -2,7 +2,8 @@
 
 arXiv:2210.02747, Sec. 4. x_t, its data `x` and its standard noise `eps` are [B, ...]; t and s are
 [B] or scalars, in whatever direction time runs: each path says where its ends lie (`t_noise`,
-`t_data`). A network that predicts eps, x, v, a velocity or a score says one thing, the pair
+`t_data`), how wide the noise is (`prior_std`), and which time has a given log(alpha^2 / sigma^2)
+(`time`, the inverse of `log_snr`, elementwise). A network that predicts eps, x, v, a velocity or a score says one thing, the pair
 (x, eps): the constructors below turn any of them into a `Field`, and samplers take those.
 """
 
@@ -128,9 +129,7 @@ class VE:
   def __post_init__(self):
     _check_sigmas(self)
 
-  @property
-  def prior_std(self):
-    return self.sigma_max
+  prior_std = property(lambda self: self.sigma_max)
 
   def alpha(self, t):
     return jnp.ones_like(t)
@@ -145,7 +144,7 @@ class VE:
 
 @dataclasses.dataclass(frozen=True)
 class EDM:
-  """alpha = 1, sigma = t: the noise level is the time. arXiv:2206.00364, Sec. 3.
+  """alpha = 1, sigma = t: the noise level is the time, elementwise. arXiv:2206.00364, Sec. 3.
 
   Raises ValueError unless 0 < sigma_min < sigma_max.
   """
@@ -261,7 +260,10 @@ class Discrete:
 
 
 def cosine_betas(T, *, s=0.008, largest=0.999):
-  """float64 [T]: betas whose alpha-bar_t falls as a squared cosine. arXiv:2102.09672, Eq. 17."""
+  """float64 [T]: betas whose alpha-bar_t falls as a squared cosine. arXiv:2102.09672, Eq. 17.
+
+  T, s, largest: scalars, how many they are, what keeps beta_1 from 0, and the bound of all of them.
+  """
   alpha_bar = np.cos((np.arange(T + 1) / T + s) / (1.0 + s) * 0.5 * np.pi) ** 2
   return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], largest)
 
@@ -480,7 +482,7 @@ def learned_field(path, fn):
 
 
 def moved(field, path):
-  """`field` on another path: x_t there is x_s here, rescaled, where the log_snr of both are equal.
+  """`field` on another path: x_t there is x_s here, both [B, ...], where their log_snr are equal.
 
   arXiv:2206.00364, Sec. 5: what lets any solver run any network. Infinite where alpha is 0; times
   whose log_snr the field's own path does not reach give what its network makes of them.

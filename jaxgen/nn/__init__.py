@@ -53,7 +53,7 @@ def image_net(name, image_shape, n_classes, /, *, out_channels=None, **args):
     name: of a class of this folder: "UNet", "ADM", "NCSNpp", "DiT" or "ResidualMLP".
     args: its fields, as JSON has them.
     image_shape: (H, W, C). n_classes: 0, or the number of labels.
-    out_channels: C by default; 2C for eps and the v of a learned variance.
+    out_channels: a scalar, C by default; 2C for eps and the v of a learned variance.
 
   Returns:
     init(key) -> Vars with the network "net", and apply(vars, x [B, H, W, C], t [B], label=None,

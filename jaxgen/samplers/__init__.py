@@ -89,9 +89,9 @@ def draw(field, keys, shape, **options):
 def check(path, options):
   """The times [steps + 1] of a sampler that `options` describe, on `path`.
 
-  options: its `name`; `steps`; the `grid` of times, a name or {"name": ..., and its numbers}, by
-  default "uniform"; and what is its own, such as eta: all scalars. Raises ValueError where they do
-  not exist, do not fit each other, or the sampler cannot integrate the path.
+  options: scalars by name: `name`, `steps` and what is the sampler's own, such as eta; and `grid`,
+  the times, "uniform" by default, or {"name": ..., and its numbers}. Raises ValueError where they
+  do not exist, do not fit each other, or the sampler cannot integrate the path.
   """
   own = dict(options)
   name, grid = own.get("name"), own.pop("grid", "uniform")

@@ -1,4 +1,7 @@
-"""Denoising Diffusion Implicit Models. Song et al., 2020. arXiv:2010.02502."""
+"""Denoising Diffusion Implicit Models. Song et al., 2020. arXiv:2010.02502.
+
+Survey D03, Eq. 84-86.
+"""
 
 import jax
 import jax.numpy as jnp

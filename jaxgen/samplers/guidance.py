@@ -1,4 +1,9 @@
-"""Functions Field -> Field: any sampler follows them, in any parameterisation."""
+"""Guidance: functions Field -> Field, which any sampler follows in any parameterisation.
+
+Classifier-Free Diffusion Guidance. Ho and Salimans, 2022. arXiv:2207.12598.
+
+Survey D10, Eq. 92.
+"""
 
 import math
 
