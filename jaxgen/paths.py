@@ -3,8 +3,9 @@
 arXiv:2210.02747, Sec. 4. x_t, its data `x` and its standard noise `eps` are [B, ...]; t and s are
 [B] or scalars, in whatever direction time runs: each path says where its ends lie (`t_noise`,
 `t_data`), how wide the noise is (`prior_std`), and which time has a given log(alpha^2 / sigma^2)
-(`time`, the inverse of `log_snr`, elementwise). A network that predicts eps, x, v, a velocity or a score says one thing, the pair
-(x, eps): the constructors below turn any of them into a `Field`, and samplers take those.
+(`time`, the inverse of `log_snr`, elementwise). A network that predicts eps, x, v, a velocity or a
+score says one thing, the pair (x, eps): the constructors below turn any of them into a `Field`, and
+samplers take those.
 """
 
 import dataclasses

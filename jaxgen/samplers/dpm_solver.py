@@ -133,7 +133,7 @@ def moments(z, n):
 
 
 def _scaled(of, alpha, sigma, h):
-  """(A, z) so that a step of h adds -A moments(z) differences. Eq. 3.4; arXiv:2211.01095, Prop. 4.1."""
+  """(A, z): a step of h adds -A moments(z) differences. Eq. 3.4; arXiv:2211.01095, Prop. 4.1."""
   return (sigma, h) if of is _eps else (alpha, -h)
 
 

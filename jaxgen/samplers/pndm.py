@@ -12,6 +12,7 @@ def pndm(field, x, keys, ts):
 
   Alg. 2. A step is DDIM's with a better eps: Runge-Kutta's or Adams-Bashforth's of fourth order,
   for equal steps of t. S + 9 evaluations: a Runge-Kutta step has four, two of them halfway in t.
+  Infinite where alpha is 0, as Linear's is at first.
 
   field: a paths.Field. x: [B, ...] at ts[0]. keys: [B], unused. ts: [S + 1], from noise to data;
   sigma may be 0 at last. Raises ValueError for fewer than 4 steps, and times that do not run from
