@@ -66,7 +66,7 @@ def get_config(variant="imagenet256"):
   c.args.sampler = dict(name="ddim", steps=50)
   c.data.workers = 0
   if variant == "mnist16":  # 1M parameters
-    c.args.image_shape = (16, 16, 1)
+    c.args.image_shape, c.args.tx.lr = (16, 16, 1), 2e-3
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
     c.train.update(
       steps=1500, sample_every=500, eval_every=1500, eval_examples=500, checkpoint_every=500

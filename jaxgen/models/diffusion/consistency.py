@@ -1,4 +1,6 @@
-"""Consistency Models. Song et al., 2023. arXiv:2303.01469. Survey D08, Sec. 6.1, Table 7.
+"""Consistency Models. Song et al., 2023. arXiv:2303.01469.
+
+Survey D08, Sec. 6.1, Table 7.
 
 A network that maps any point of a trajectory of the probability-flow ODE to its start: distilled
 from a trained diffusion model, or trained alone. Any model with a `field` is a denoiser, so it may

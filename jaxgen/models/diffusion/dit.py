@@ -25,7 +25,7 @@ def build(
   label_dropout=0.1,
   size="XL",
   patch_size=2,
-  net_args={},
+  net_args={"scan": True},
   beta_1=1e-4,
   beta_T=0.02,
   T=1000,

@@ -1,6 +1,8 @@
 """EDM: Elucidating the Design Space of Diffusion-Based Generative Models. Karras et al., 2022.
 
-arXiv:2206.00364. Survey D12, Sec. 6.2.
+arXiv:2206.00364.
+
+Survey D12, Sec. 6.2.
 
 A denoiser D(x, sigma), preconditioned to have inputs and targets of unit variance, trained on
 log-normal noise levels and sampled by Heun's method. Deviation: labels dropped for classifier-free

@@ -1,6 +1,8 @@
 """Progressive Distillation for Fast Sampling of Diffusion Models. Salimans & Ho, 2022.
 
-arXiv:2202.00512. Survey D06, Eq. 89.
+arXiv:2202.00512.
+
+Survey D06, Eq. 89.
 
 A v-prediction model in continuous time, sampled by DDIM; then students of half as many steps each,
 which start as their teachers (experiments/distill.py). Deviations: DDPM's UNet in place of Improved
