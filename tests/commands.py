@@ -35,4 +35,5 @@ def check(words):
   flags = dict(w.removeprefix("--").partition("=")[::2] for w in words[2:] if w.startswith("--"))
   if "config" in flags:
     known |= {f"config.{name}" for name in config_lib.flat(config_lib.read(flags["config"]))}
+    known.add("config.init_from")  # a table, empty or not, is one flag
   assert flags.keys() <= known, f"{words}: {', '.join(flags.keys() - known)} does not exist"
