@@ -25,7 +25,7 @@ from jaxgen.metrics import evaluation, extractors
 TABLE = flags.DEFINE_string("table", None, "A file of results/comparisons.", required=True)
 RUNS = flags.DEFINE_list("runs", None, "NAME:FOLDER of the runs that it names.", required=True)
 EXTRACTORS = flags.DEFINE_list("extractors", "", "KIND:FILE, of which features are measured.")
-PICTURE = flags.DEFINE_string("picture", None, "A new PNG, one row of samples a row.")
+PICTURE = flags.DEFINE_string("picture", None, "A PNG, one row of samples a row.")
 REFERENCE_N = flags.DEFINE_integer("reference_n", None, "First training images.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of samples.", lower_bound=0)
 COLUMNS, BATCH_SIZE = 10, 100
@@ -38,13 +38,15 @@ def main():
   folders = dict(run.split(":", 1) for run in RUNS.value)
   missing = sorted({row["run"] for row in table["rows"]} - folders.keys())
   method_lib.check("--runs", ", ".join(folders), not missing, f"{', '.join(missing)} too")
-  networks, pictures = [extractors.load(spec) for spec in EXTRACTORS.value], []
+  networks = [extractors.load(spec) for spec in EXTRACTORS.value]
   told = dict(run=True, real=False, moments=False, vocabulary=False)
   evaluation.check(table["measures"], networks, **told)
+  table["runs"] = {name: results.of_run(checkpoint.open_workdir(f)) for name, f in folders.items()}
   runs = {name: checkpoint.load(folder, launch.FALLBACK.value) for name, folder in folders.items()}
   for row in table["rows"]:
     method, vars = runs[row["run"]]
     launch.options(json.dumps(row["options"]), method.fns["sample"])
+  facts, pictures = {}, []
   for row in table["rows"]:
     (method, vars), folder = runs[row["run"]], checkpoint.open_workdir(folders[row["run"]])
     config, vars = config_lib.read_snapshot(folder), parallel.replicate(vars)
@@ -66,7 +68,6 @@ def main():
   if jax.process_index():
     return
   table["facts"] = facts
-  table["runs"] = {name: results.of_run(checkpoint.open_workdir(f)) for name, f in folders.items()}
   results.check_comparison(path.name, table)
   path.write_text(json.dumps(table, indent=1) + "\n")
   if PICTURE.value:

@@ -96,6 +96,24 @@ def test_evaluate_compares_folders_and_runs(run, tmp_path):
   of_run = json.loads(result.stdout)["measures"]["FD-Classifier"]
   assert of_run["n"] == 20 and of_run["reference"] == measures["FD-Classifier"]["reference"]
 
+  row = {"run": "fm", "evaluations": 3, "measured": True, "values": {}}
+  euler = row | {"name": "Euler", "options": {"name": "euler", "steps": 3}}
+  shown = row | {"name": "Heun", "options": {"name": "heun", "steps": 2}, "measured": False}
+  table = {"title": "a", "note": "b", "n": 20, "measures": ["frechet"], "rows": [euler, shown]}
+  table |= {"runs": {}, "facts": {}, "repeat": ["c"], "picture": None}
+  (tmp_path / "table.json").write_text(json.dumps(table))
+  launched = json.loads((run / "launches.jsonl").read_text().splitlines()[0])
+  (run / "launches.jsonl").write_text(json.dumps(launched | {"commit": "abcdef0"}) + "\n")
+  words = [f"--table={tmp_path / 'table.json'}", f"--picture={tmp_path / 'a.png'}", *some[1:]]
+  result = launch("compare", *words, f"--runs=fm:{run}", JAXGEN_CACHE=str(tmp_path))
+  assert result.returncode == 0, result.stderr[-2000:]
+  written = json.loads((tmp_path / "table.json").read_text())
+  assert written["rows"][0]["values"].keys() == {"FD-Classifier"}
+  assert written["rows"][1] == shown and written["runs"]["fm"]["commit"] == "abcdef0"
+  assert written["facts"]["FD-Classifier"]["reference"] == of_run["reference"]
+  assert Image.open(tmp_path / "a.png").size == (10 * 68 - 4, 2 * 68 - 4)
+  refused("expected fm too", "compare", *words, "--runs=other:here")
+
 
 TRAIN_SMOKE = ("train", f"--config={SMOKE}", "--workdir=run")
 COMMANDS = {
