@@ -130,6 +130,23 @@ def label_log_prob(logits_fn, label):
   return log_prob
 
 
+def of_labels(of, cond, n_classes, w):
+  """The Field of a class-conditional model, guided if w and `cond` ask for it; or of one without.
+
+  of: label, int32 [B], or None for the null class -> a paths.Field. cond: {"label": int32 [B]} or
+  {}. w: of `classifier_free`, a scalar. arXiv:2207.12598, Alg. 2. Raises ValueError for a cond or w
+  that does not fit.
+  """
+  method.check_cond(cond, n_classes, w)
+  conditional = of(cond.get("label"))
+  return classifier_free(conditional, of(None), w) if w and cond else conditional
+
+
+def training_label(keys, batch, rate, n_classes):
+  """`drop_labels` of a batch, int32 [B], or None without classes. keys: [B]."""
+  return drop_labels(keys, batch["label"], rate, n_classes) if n_classes else None
+
+
 def drop_labels(keys, label, rate, n_classes):
   """label [B] with n_classes, the null class, at this rate. arXiv:2207.12598, Alg. 1. keys: [B]."""
   return jnp.where(noise.bernoulli(keys, rate), n_classes, label)

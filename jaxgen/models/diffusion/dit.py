@@ -92,9 +92,7 @@ def build(
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label = noise.split(keys)
-    label = None
-    if n_classes:
-      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     fn = net_fn(vars, label)
     return elbo.diffusion_hybrid(fn, batch["image"], k_loss, path=path).mean(), Aux()
 

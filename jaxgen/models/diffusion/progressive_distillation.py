@@ -9,15 +9,13 @@ which start as their teachers (experiments/distill.py). Deviations: DDPM's UNet 
 DDPM's; classes, with labels dropped for classifier-free guidance (arXiv:2207.12598).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
-from jaxgen.objectives import change_of_variables, distillation, likelihood
+from jaxgen.objectives import change_of_variables, distillation
 from jaxgen.samplers import guidance
 
 
@@ -82,9 +80,8 @@ def build(
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label, k_dropout = noise.split(keys, 3)
-    x, label = batch["image"], None
-    if n_classes:
-      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    x = batch["image"]
+    label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     if not steps:
       fn = v_fn(vars, label, noise.stream(k_dropout))
       return distillation.v_prediction(fn, x, k_loss, path=path).mean(), Aux()
@@ -95,10 +92,8 @@ def build(
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}."""
-    method.check_cond(cond, n_classes, w)
     of = lambda label: paths.v_field(path, v_fn(vars, label))
-    conditional = of(cond.get("label"))
-    return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
+    return guidance.of_labels(of, cond, n_classes, w)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`.
@@ -116,11 +111,8 @@ def build(
     unbiased; Heun's steps crowd at the data, where the density is steep.
     """
     method.check_batch(batch, image_shape, 0)
-    k_pixels, k_trace = noise.split(keys)
-    x = likelihood.dequantize(k_pixels, batch["image"])
     ts = jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3
-    density = change_of_variables.ode_log_prob(field(vars).velocity, x, k_trace, ts)
-    return density + math.prod(image_shape) * math.log(likelihood.BIN)
+    return change_of_variables.image_log_prob(field(vars).velocity, batch["image"], keys, ts)
 
   return Method(
     init,
