@@ -37,7 +37,7 @@ def ode_log_prob(velocity_fn, x, keys, ts, *, solve=ode.heun, prior_std=1.0, e=N
 
 
 def image_log_prob(velocity_fn, image, keys, ts, *, solve=ode.heun, prior_std=1.0):
-  """A lower bound on log P of 8-bit images [B, ...] in [-1, 1], in nats, [B].
+  """A lower bound on log P of an 8-bit image [B, ...] in [-1, 1], in nats, [B].
 
   `ode_log_prob` of dequantized images, arXiv:1511.01844; one draw of dequantization and of the
   trace an example, both unbiased. velocity_fn: (x [B, ...], t [B]) -> dx/dt. keys: [B].

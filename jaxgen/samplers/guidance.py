@@ -134,7 +134,7 @@ def of_labels(of, cond, n_classes, w):
   """The Field of a class-conditional model, guided if w and `cond` ask for it; or of one without.
 
   of: label, int32 [B], or None for the null class -> a paths.Field. cond: {"label": int32 [B]} or
-  {}. w: of `classifier_free`, a scalar. arXiv:2207.12598, Alg. 2. Raises ValueError for a cond or w
+  {}. n_classes, w: scalars, 0 or the number of labels, and of `classifier_free`. arXiv:2207.12598, Alg. 2. Raises ValueError for a cond or w
   that does not fit.
   """
   method.check_cond(cond, n_classes, w)
@@ -143,7 +143,10 @@ def of_labels(of, cond, n_classes, w):
 
 
 def training_label(keys, batch, rate, n_classes):
-  """`drop_labels` of a batch, int32 [B], or None without classes. keys: [B]."""
+  """`drop_labels` of a batch, int32 [B], or None without classes: n_classes = 0.
+
+  keys: [B]. rate: a scalar. arXiv:2207.12598, Alg. 1.
+  """
   return drop_labels(keys, batch["label"], rate, n_classes) if n_classes else None
 
 
