@@ -134,8 +134,8 @@ def of_labels(of, cond, n_classes, w):
   """The Field of a class-conditional model, guided if w and `cond` ask for it; or of one without.
 
   of: label, int32 [B], or None for the null class -> a paths.Field. cond: {"label": int32 [B]} or
-  {}. n_classes, w: scalars, 0 or the number of labels, and of `classifier_free`. arXiv:2207.12598, Alg. 2. Raises ValueError for a cond or w
-  that does not fit.
+  {}. n_classes, w: scalars, 0 or the number of labels, and of `classifier_free`. Raises ValueError
+  for a cond or w that does not fit. arXiv:2207.12598, Alg. 2.
   """
   method.check_cond(cond, n_classes, w)
   conditional = of(cond.get("label"))
