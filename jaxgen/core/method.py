@@ -202,6 +202,7 @@ def check_conditioning(n_classes, label_dropout, guidance_weight):
   rate = lambda v: 0.0 <= v <= 1.0
   check_number("label_dropout", label_dropout, rate, "at least 0 and at most 1")
   check_number("guidance_weight", guidance_weight, math.isfinite, "a finite number")
+  _check_guided("guidance_weight", guidance_weight, n_classes)
 
 
 def concrete(x):
@@ -243,14 +244,19 @@ def check_batch(batch, image_shape, n_classes):
 def check_cond(cond, n_classes, w=0.0):
   """Raises ValueError for a `cond` that is neither {} nor, with classes, {"label": int [n]}.
 
-  w: the weight of guidance, a finite number.
+  w: the weight of guidance, a finite number, 0 without classes.
   """
   check_number("w", w, math.isfinite, "a finite number")
+  _check_guided("w", w, n_classes)
   if set(cond) - ({"label"} if n_classes else set()):
     allowed = "label, or nothing" if n_classes else "nothing"
     raise ValueError(f"cond has {', '.join(cond)}: expected {allowed}, as n_classes={n_classes}")
   if cond:
     _check_label(cond["label"], n_classes)
+
+
+def _check_guided(name, w, n_classes):
+  check(name, w, n_classes > 0 or w == 0, "0: without classes there is nothing to guide to")
 
 
 def _check_label(label, n_classes):
