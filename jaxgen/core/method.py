@@ -184,6 +184,13 @@ def check_fraction(name, value):
   check_number(name, value, lambda v: 0.0 <= v < 1.0, "at least 0 and less than 1")
 
 
+def check_unit(name, value):
+  """Raises ValueError for a `value`, where it is known, that is not from 0 to 1."""
+  known = concrete(value)
+  good = known is None or ((known >= 0.0) & (known <= 1.0)).all()
+  check(name, value, good, "at least 0 and at most 1")
+
+
 def check_dtype(name, value):
   """Raises ValueError unless networks can compute in `value`."""
   check(name, value, value in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")

@@ -142,6 +142,17 @@ def of_labels(of, cond, n_classes, w):
   return classifier_free(conditional, of(None), w) if w and cond else conditional
 
 
+def likelihood_cond(batch, image_shape, n_classes, label_dropout):
+  """The cond of a likelihood: {}, the null class, where label_dropout trains it, else the labels.
+
+  batch: image [B, *image_shape] in [-1, 1] and label int32 [B]. n_classes, label_dropout: scalars
+  of a model. Raises ValueError for a batch that does not fit. arXiv:2207.12598, Alg. 1.
+  """
+  labelled = 0 if label_dropout else n_classes
+  method.check_batch(batch, image_shape, labelled)
+  return {"label": batch["label"]} if labelled else {}
+
+
 def training_label(keys, batch, rate, n_classes):
   """`drop_labels` of a batch, int32 [B], or None without classes: n_classes = 0.
 

@@ -78,9 +78,12 @@ def build(
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, without labels, in nats [B]."""
-    method.check_batch(batch, image_shape, 0)
-    return -elbo.diffusion_bound(field(vars), batch["image"], keys, terms=bound_terms)
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
+    """
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
+    return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
     init,

@@ -49,7 +49,7 @@ def build(
     sigma_min, sigma_max: the noise levels of sampling and of log_prob.
     augment: probability of `augment.augment` in training; above 0 it needs net_args.augment = 9.
     tx, ema: of `optim.adam` and `optim.averages`; the defaults are 10 million images of warm-up, a
-      half-life of half a million and the paper's ramp-up of it, for batches of 512.
+      half-life of half a million and nearly the paper's ramp-up of it, for batches of 512.
     accumulate: micro-batches an update.
     sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
     ode_steps: of Runge-Kutta's method in log_prob, four evaluations each.
@@ -93,14 +93,15 @@ def build(
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, given their labels if any, in nats [B].
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
 
     That of the density at sigma_min, by the probability flow of Eq. 1. Estimated with one draw of
     dequantization and trace an example, both unbiased. On Gaussian data 50 steps are within 0.0002
     bits/dim on average, of any width from 0.01 to 0.4.
     """
-    method.check_batch(batch, image_shape, n_classes)
-    cond = {"label": batch["label"]} if n_classes else {}
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
     ts = jnp.linspace(sigma_min ** (1 / 7), sigma_max ** (1 / 7), ode_steps + 1) ** 7  # Eq. 5
     velocity = field(vars, cond, w=0.0).velocity
     return change_of_variables.image_log_prob(

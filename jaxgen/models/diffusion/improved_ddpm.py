@@ -104,9 +104,7 @@ def build(
   learned = objective != "simple"
   as_field = paths.learned_field if learned else paths.eps_field
   out_channels = (1 + learned) * image_shape[-1]
-  init_net, apply_net = nn.image_net(
-    net, image_shape, n_classes, out_channels=out_channels, **net_args
-  )
+  init_net, apply_net = nn.image_net(net, image_shape, n_classes, out_channels, **net_args)
 
   def init(key):
     vars = init_net(key)
@@ -138,10 +136,11 @@ def build(
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, given their labels if any, in nats [B]."""
-    labelled = n_classes and "label" in batch
-    method.check_batch(batch, image_shape, n_classes if labelled else 0)
-    cond = {"label": batch["label"]} if labelled else {}
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
+    """
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
     return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
