@@ -31,43 +31,57 @@ SEED = flags.DEFINE_integer("seed", 0, "Of samples.", lower_bound=0)
 COLUMNS, BATCH_SIZE = 10, 100
 
 
+def measure(row, run, networks, names, n):
+  """Writes the numbers of a row of the table; returns what each was measured with."""
+  method, vars, config = run
+  spec, size = config.data.source, config.data.image_size or None
+  source = sources.open_source(spec, "train", image_size=size)
+  real = evaluation.Data(source, spec, "train", min(REFERENCE_N.value or len(source), len(source)))
+  key, n_classes = loop.root_keys(SEED.value).sample, config.args.get("n_classes", 0)
+  judged = evaluation.draw_samples(method, vars, key, n, n_classes, **row["options"])
+  found = evaluation.compare(names, networks, judged, real, BATCH_SIZE)
+  row["values"] = {label: float(f"{x['value']:.6g}") for label, x in found.items()}
+  print(json.dumps({row["name"]: row["values"]}), flush=True)
+  return {label: {k: x[k] for k in results.FACTS} for label, x in found.items()}
+
+
+def picture(row, run):
+  """A few samples of a row of the table, of classes in turn."""
+  method, vars, config = run
+  n_classes = config.args.get("n_classes", 0)
+  cond = {"label": np.arange(COLUMNS, dtype=np.int32) % n_classes} if n_classes else {}
+  draw = inference.sampler(method, COLUMNS, **row["options"])
+  return draw(vars, loop.root_keys(SEED.value).sample, COLUMNS, cond)["image"]
+
+
 def main():
-  path, key = pathlib.Path(TABLE.value), loop.root_keys(SEED.value).sample
+  path = pathlib.Path(TABLE.value)
   table = json.loads(path.read_text())
   results.check_comparison(path.name, table)
-  folders = dict(run.split(":", 1) for run in RUNS.value)
-  missing = sorted({row["run"] for row in table["rows"]} - folders.keys())
-  method_lib.check("--runs", ", ".join(folders), not missing, f"{', '.join(missing)} too")
+  folders, used = dict(run.split(":", 1) for run in RUNS.value), {r["run"] for r in table["rows"]}
+  method_lib.check("--runs", ", ".join(folders), used == folders.keys(), ", ".join(sorted(used)))
   networks = [extractors.load(spec) for spec in EXTRACTORS.value]
   told = dict(run=True, real=False, moments=False, vocabulary=False)
   evaluation.check(table["measures"], networks, **told)
-  table["runs"] = {name: results.of_run(checkpoint.open_workdir(f)) for name, f in folders.items()}
-  runs = {name: checkpoint.load(folder, launch.FALLBACK.value) for name, folder in folders.items()}
-  for row in table["rows"]:
-    method, vars = runs[row["run"]]
+  runs, table["runs"], table["facts"] = {}, {}, {}
+  for name, folder in folders.items():
+    workdir = checkpoint.open_workdir(folder)
+    table["runs"][name] = results.of_run(workdir)
+    method, vars = checkpoint.load(folder, launch.FALLBACK.value)
+    runs[name] = method, parallel.replicate(vars), config_lib.read_snapshot(workdir)
+  for row in table["rows"]:  # refused before anything is drawn
+    method, vars, config = runs[row["run"]]
     launch.options(json.dumps(row["options"]), method.fns["sample"])
-  facts, pictures = {}, []
+    loop.trace_sample(config, method, vars, **row["options"])
   for row in table["rows"]:
-    (method, vars), folder = runs[row["run"]], checkpoint.open_workdir(folders[row["run"]])
-    config, vars = config_lib.read_snapshot(folder), parallel.replicate(vars)
-    n_classes = config.args.get("n_classes", 0)
     if row["measured"]:
-      spec, size = config.data.source, config.data.image_size or None
-      source = sources.open_source(spec, "train", image_size=size)
-      n = min(REFERENCE_N.value or len(source), len(source))
-      real = evaluation.Data(source, spec, "train", n)
-      judged = evaluation.draw_samples(method, vars, key, table["n"], n_classes, **row["options"])
-      found = evaluation.compare(table["measures"], networks, judged, real, BATCH_SIZE)
-      row["values"] = {name: float(f"{x['value']:.6g}") for name, x in found.items()}
-      facts = {name: {k: x[k] for k in ("extractor", "reference")} for name, x in found.items()}
-      print(json.dumps({row["name"]: row["values"]}), flush=True)
-    if PICTURE.value:
-      draw = inference.sampler(method, COLUMNS, **row["options"])
-      cond = {"label": np.arange(COLUMNS, dtype=np.int32) % n_classes} if n_classes else {}
-      pictures.append(draw(vars, jax.random.clone(key), COLUMNS, cond)["image"])
+      facts = measure(row, runs[row["run"]], networks, table["measures"], table["n"])
+      same = table["facts"] in ({}, facts)
+      method_lib.check("--runs", row["run"], same, f"data that others are measured on, not {facts}")
+      table["facts"] = facts
+  pictures = [picture(row, runs[row["run"]]) for row in table["rows"] if PICTURE.value]
   if jax.process_index():
     return
-  table["facts"] = facts
   results.check_comparison(path.name, table)
   path.write_text(json.dumps(table, indent=1) + "\n")
   if PICTURE.value:

@@ -5,6 +5,8 @@ python -m experiments.distill --config=configs/diffusion/progressive_distillatio
 The students are the runs runs/pd/32, runs/pd/16, ...; those that are done are not trained again.
 """
 
+import json
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -17,6 +19,7 @@ TEACHER = flags.DEFINE_string("teacher", None, "Run of the first teacher.", requ
 FROM = flags.DEFINE_integer("from_steps", None, "Steps of the first teacher.", required=True)
 TO = flags.DEFINE_integer("to_steps", 1, "Steps of the last student.", lower_bound=1)
 flags.mark_flag_as_required("config")
+SHARED = ("image_shape", "n_classes", "net", "net_args")
 
 
 def main():
@@ -27,7 +30,9 @@ def main():
   while steps > TO.value:
     steps //= 2
     run = config.read_snapshot(checkpoint.open_workdir(teacher))
-    method.check("--teacher", teacher, run.model == student.model, f"a run of {student.model}")
+    theirs, ours = (json.loads(c.args.to_json()) for c in (run, student))
+    fits = run.model == student.model and all(theirs[k] == ours[k] for k in SHARED)
+    method.check("--teacher", teacher, fits, f"a run of {student.model} with the same network")
     net = f"{teacher}:{'net_ema' if run.args.get('ema') else 'net'}"
     student.args.steps, teacher = steps, f"{WORKDIR.value}/{steps}"
     with student.unlocked():

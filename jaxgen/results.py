@@ -25,7 +25,7 @@ FIELDS = {  # name -> (test, what it is)
   "config": (_text, "a config and its variant, configs/vae/vae.py:mnist"),
   "data": (_text, "the data set"),
   "images": (_count, "how many training images of it"),
-  "steps": (_count, "training steps"),
+  "steps": (lambda v: v == 0 or _count(v), "training steps"),
   "measures": (_object, "measure -> object"),
   "runs": (lambda v: isinstance(v, list), "a list of objects, one a seed"),
   "repeat": (_texts, "the commands, with seed 0"),
@@ -43,7 +43,7 @@ MEASURE = {  # all but the paper's number is written by `experiments.evaluate --
 RUN = {
   "seed": (lambda v: isinstance(v, int) and v >= 0, "config.train.seed"),
   "hardware": (_text, "its class"),
-  "minutes": (lambda v: _number(v) and v > 0, "of training steps"),
+  "minutes": (lambda v: _number(v) and v >= 0, "of training steps"),
   "commit": (lambda v: _text(v) and re.fullmatch("[0-9a-f]{7,40}", v), "whose code ran"),
   "values": (_object, "measure -> number"),
 }
@@ -67,6 +67,7 @@ COMPARISON = {  # of results/comparisons/*.json, whose numbers `experiments.comp
   "repeat": (_texts, "the commands"),
   "picture": (_maybe(_text), "a file of docs/, or null"),
 }
+FACTS = ("extractor", "reference")  # of a measure in a comparison
 COMPARED = {
   "name": (_text, "a sampler, a model"),
   "run": (_text, "a name"),
@@ -114,8 +115,7 @@ def check_fits(path, workdir):
   wanted, given = plain(config_lib.read(row["config"])), plain(config)
   same = all(wanted[key] == given[key] for key in ("model", "args"))
   same &= all(wanted["data"][key] == given["data"][key] for key in ("batch_size", "flip"))
-  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-  at = max(line["step"] for line in lines)
+  at = max((line["step"] for line in _metrics(workdir)), default=0)
   if not same or not row["steps"] == config.train.steps == at:
     raise ValueError(
       f"{path} is of {row['config']}, {row['steps']} steps: {workdir} is another run, at step {at}"
@@ -129,7 +129,6 @@ def of_run(workdir):
   Raises ValueError where it was not trained by the code of one commit, without changes.
   """
   config = config_lib.read_snapshot(workdir)
-  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
   launches = workdir / "launches.jsonl"
   if not launches.exists():
     raise ValueError(f"{launches} does not exist: expected a run that tells the commit of its code")
@@ -138,11 +137,17 @@ def of_run(workdir):
     values = sorted({str(line[name]) for line in told})
     if len(values) > 1 or not RUN[name][0](values[0]):
       raise ValueError(f"{launches}: {name} {', '.join(values)}: expected one, {RUN[name][1]}")
-  speeds = {x["step"]: x["steps_per_s"] for x in lines if "steps_per_s" in x}
+  speeds = {x["step"]: x["steps_per_s"] for x in _metrics(workdir) if "steps_per_s" in x}
   ends = [0, *sorted(speeds)]
   seconds = sum((b - a) / speeds[b] for a, b in itertools.pairwise(ends))
   run = {"seed": config.train.seed, "hardware": told[0]["hardware"]}
   return run | {"minutes": float(f"{seconds / 60:.2g}"), "commit": told[0]["commit"]}
+
+
+def _metrics(workdir):
+  """Lines of metrics.jsonl; a run of no steps has none."""
+  path = workdir / "metrics.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def record(path, workdir, measures):
@@ -181,6 +186,10 @@ def record(path, workdir, measures):
 def check_comparison(where, table):
   """Raises ValueError, with the place and what is expected, unless `table` is a COMPARISON."""
   _check_fields(where, table, COMPARISON)
+  for name, run in table["runs"].items():
+    _check_fields(f"{where}: runs.{name}", run, {k: v for k, v in RUN.items() if k != "values"})
+  for name, fact in table["facts"].items():
+    _check_fields(f"{where}: facts.{name}", fact, {k: MEASURE[k] for k in FACTS})
   for i, row in enumerate(table["rows"]):
     _check_fields(f"{where}: rows[{i}]", row, COMPARED)
     if not all(map(_number, row["values"].values())):

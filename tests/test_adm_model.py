@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import recipes
 from oracles import GaussianData
 
 from jaxgen import noise, paths
-from jaxgen.core import config as config_lib
 from jaxgen.core import method, step
 from jaxgen.models.diffusion import adm, improved_ddpm
 from jaxgen.models.representation import noisy_classifier
@@ -69,13 +67,12 @@ def trained_classifier():
 
 
 @pytest.mark.evidence("D09", "G")
-def test_golden_guided_means_and_predictions():
-  """condition_mean, of Alg. 1, and condition_score, of Alg. 2, at the times of a batch."""
+def test_golden_guided_predictions():
+  """condition_score, of Alg. 2, at the times of a batch."""
   x, close = golden.load("classifier_guidance")
   path, x_t = paths.Discrete(), jnp.asarray(x["in.x_t"])
   times = jnp.asarray(x["in.t"] + 1, jnp.float32)
   t = paths.expand(times, x_t)
-  close(x["in.mean"] + x["in.variance"] * x["in.grad"], "new_mean")
   eps = (x_t - path.alpha(t) * x["in.pred_xstart"]) / path.sigma(t)
   log_prob = lambda x_t, t: jnp.sum(x_t * x["in.grad"], (1, 2, 3))
   field = guidance.classifier(paths.eps_field(path, lambda *_: eps), log_prob, 1.0)
@@ -161,16 +158,6 @@ def test_without_a_classifier_it_is_improved_ddpm():
   assert set(state.params) == {"net", "net_ema"}
   with pytest.raises(ValueError, match="label=2: expected 0 to 1"):
     made.fns["field"](state.vars, {"label": jnp.array([2])})
-
-
-@pytest.mark.parametrize("path", ["diffusion/adm.py", "representation/noisy_classifier.py"])
-def test_smoke_configs_take_a_step(path):
-  config = config_lib.read(recipes.ROOT / f"configs/{path}:smoke")
-  made = method.build(config.model, config.args)
-  batch = {"image": labelled()["image"][None], "label": jnp.arange(16)[None] % 10}
-  state = jax.eval_shape(lambda: step.init_state(made, KEY(0)))
-  new, _ = jax.eval_shape(lambda s: step.train_step(made, s, batch, KEY(1)), state)
-  assert jax.tree.structure(new) == jax.tree.structure(state)
 
 
 def other(**args):

@@ -7,8 +7,11 @@ import jax
 import numpy as np
 import pytest
 import recipes
-from test_launchers import launch, refused
+from absl import flags
+from absl.testing import flagsaver
+from test_launchers import launch
 
+from experiments import distill
 from jaxgen import noise
 from jaxgen.core import checkpoint, loop, method
 
@@ -28,13 +31,21 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(runs):
-  flags = [f"--config={runs / 'small.py'}", f"--teacher={runs / 'teacher'}", f"--workdir={runs}"]
-  return ["distill", *flags, "--config.args.tx.lr=0.01", "--from_steps=8"]
+  given = [f"--config={runs / 'small.py'}", f"--teacher={runs / 'teacher'}", f"--workdir={runs}"]
+  return ["distill", *given, "--config.args.tx.lr=0.01", "--from_steps=8", "--to_steps=2"]
+
+
+@pytest.fixture
+def parsed(command):
+  """The command's flags, for `distill.main` in this process."""
+  with flagsaver.flagsaver():
+    flags.FLAGS(command)
+    yield
 
 
 @pytest.mark.evidence("D06", "M")
-def test_students_halve_the_steps_and_start_as_their_teachers(runs, command):
-  first = launch(*command, "--to_steps=2")
+def test_students_halve_the_steps_and_start_as_their_teachers(runs, command, parsed, capfd):
+  first = launch(*command)
   assert first.returncode == 0, first.stderr[-2000:]
   before, teacher = checkpoint.load(runs / "teacher")[1], "net_ema"
   for steps in (4, 2):
@@ -51,19 +62,25 @@ def test_students_halve_the_steps_and_start_as_their_teachers(runs, command):
   # Again, and further: what is done stays as it is.
   files = lambda n: {p: p.stat().st_mtime_ns for p in (runs / n / "checkpoints").rglob("*")}
   done = files("4") | files("2")
-  again = launch(*command, "--to_steps=1")
-  assert again.returncode == 0, again.stderr[-2000:]
-  assert (again.stdout + again.stderr).count("nothing to train") == 2
+  with flagsaver.flagsaver(to_steps=1):
+    distill.main()
+  assert "".join(capfd.readouterr()).count("nothing to train") == 2
   assert files("4") | files("2") == done and len(files("1")) > 0
 
 
-def test_bad_pipelines_are_refused(runs, command):
-  words = "--from_steps=8: expected --to_steps=3 times 2, 4, 8, ..."
-  refused(words, *command, "--to_steps=3")
+def refused(words, **given):
+  with flagsaver.flagsaver(**given), pytest.raises(ValueError, match=re.escape(words)):
+    distill.main()
+
+
+def test_bad_pipelines_are_refused(runs, parsed):
+  for n, last in [(8, 3), (6, 1), (8, 8), (4, 8)]:
+    words = f"--from_steps={n}: expected --to_steps={last} times 2, 4, 8, ..."
+    refused(words, from_steps=n, to_steps=last)
   (runs / "other").mkdir()
   text = (runs / "teacher/config.json").read_text().replace("progressive_distillation", "ddpm")
   (runs / "other/config.json").write_text(text)
-  refused("expected a run of diffusion.progressive", *command, f"--teacher={runs / 'other'}")
+  refused("expected a run of diffusion.progressive", teacher=str(runs / "other"))
 
 
 @pytest.mark.evidence("D08", "M")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import recipes
 from oracles import GaussianData
-from scipy.stats import norm
+from scipy.stats import norm, qmc
 
 from jaxgen import nn, noise, paths
 from jaxgen.core import config as config_lib
-from jaxgen.core import method, step
+from jaxgen.core import method
 from jaxgen.core.method import Vars
 from jaxgen.nn import augment
 from jaxgen.objectives import likelihood, preconditioning, score
@@ -62,7 +62,11 @@ def test_golden_losses(vector, name):
 @every_row
 @pytest.mark.evidence("D12", "M")
 def test_a_network_that_knows_the_row_gives_the_exact_denoiser(name):
-  """It reads x and sigma from its inputs alone: what it is told is enough, and D undoes it."""
+  """It reads x and sigma from its inputs alone: what it is told is enough, and D undoes it.
+
+  D is about 0.25 / sigma^2 of x for much noise, which the rows other than EDM's take from x in
+  float32: 1 % of that.
+  """
   row = ROWS[name]
   told = {
     "EDM": lambda c: jnp.exp(4.0 * c),
@@ -70,9 +74,8 @@ def test_a_network_that_knows_the_row_gives_the_exact_denoiser(name):
     "VE": lambda c: 2.0 * jnp.exp(c),
     "iDDPM": lambda c: jnp.float32(row._u)[999 - c.astype(jnp.int32)],
   }[name]
-  sigma = row.sigma(
-    jnp.array([10, 100, 500, 990]) if name == "iDDPM" else jnp.linspace(0.0, 1.0, 4)
-  )
+  u = {"EDM": jnp.linspace(-3.0, 4.0, 4), "iDDPM": jnp.array([10, 100, 500, 990])}
+  sigma = row.sigma(u.get(name, jnp.linspace(0.0, 1.0, 4)))
   x = sigma[:, None] * jax.random.normal(jax.random.key(0), (4, 5)) + 0.3
   exact = DATA.field(PATH).predict(x, sigma).x
 
@@ -83,7 +86,9 @@ def test_a_network_that_knows_the_row_gives_the_exact_denoiser(name):
     return (DATA.field(PATH).predict(x, s).x - c.c_skip[:, None] * x) / c.c_out[:, None]
 
   ours = preconditioning.denoiser(row, net)(x, sigma)
-  np.testing.assert_allclose(ours, exact, rtol=1e-3, atol=2e-3 * float(jnp.abs(x).max()))
+  size = jnp.abs(x).max(1, keepdims=True) * jnp.minimum(1.0, 0.25 / sigma**2)[:, None]
+  assert (jnp.abs(ours - exact) < 0.01 * size).all()
+  assert (jnp.abs(exact).max(1, keepdims=True) > 0.5 * size).all()  # 0 would not do
 
 
 @every_row
@@ -140,18 +145,24 @@ def test_levels_are_those_of_table_1():
 @every_row
 @pytest.mark.evidence("D12", "M")
 def test_the_exact_denoiser_is_the_minimum(name):
-  """The slope along a perturbation of the network vanishes there, and not beside it."""
-  row, n = ROWS[name], 100_000
-  x = 0.5 * jax.random.normal(jax.random.key(3), (n, 1))
+  """The slope along a perturbation of the network vanishes there, and not beside it.
+
+  x, eps and u are evenly spread, so that few rows do.
+  """
+  row, even = ROWS[name], qmc.Sobol(3, rng=0).random_base2(13).astype(np.float32)
+  x, eps, u = 0.5 * norm.ppf(even[:, :1]), norm.ppf(even[:, 1:2]), even[:, 2]
+  u = {"EDM": norm.ppf(u), "iDDPM": (1000 * u).astype(int)}.get(name, u)
 
   @jax.jit
   def slope(size):
-    def fn(size, y, sigma):
-      c = row.scales(sigma)
-      wave = jnp.sin(3.0 * c.c_in[:, None] * y) * c.c_out[:, None]
-      return DATA.field(paths.EDM(1e-4, 1e5)).predict(y, sigma).x + size * wave
+    def loss(size):
+      def fn(y, sigma):
+        c = row.scales(sigma)
+        wave = jnp.sin(3.0 * c.c_in[:, None] * y) * c.c_out[:, None]
+        return DATA.field(paths.EDM(1e-4, 1e5)).predict(y, sigma).x + size * wave
 
-    loss = lambda size: score.edm(lambda y, s: fn(size, y, s), x, keys(n), row=row).mean()
+      return score.edm(fn, x, keys(len(x)), row=row, u=u, eps=eps).mean()
+
     return jax.grad(loss)(size)
 
   assert abs(slope(0.0)) < 0.01 < abs(slope(0.1))
@@ -280,19 +291,14 @@ def test_sizes(variant, size):
   assert sum(x.size for x in jax.tree.leaves(params)) == size
 
 
-def test_a_few_steps_of_training():
+def test_the_loss_of_a_new_network_is_that_of_one_that_says_0():
+  """Targets have unit variance."""
   config = recipes.small("diffusion/edm.py")
   made = method.build(config.model, config.args)
-  state = jax.jit(lambda key: step.init_state(made, key))(jax.random.key(0))
-  image = 0.5 * jax.random.normal(jax.random.key(6), (1, 256, 8, 8, 1))
-  batch = {"image": image, "label": jnp.zeros((1, 256), jnp.int32)}
-  run = jax.jit(lambda s, key: step.train_step(made, s, batch, key))
-  losses = []
-  for i in range(3):
-    state, metrics = run(state, jax.random.key(i))
-    losses.append(metrics["net/loss"][0] / metrics["net/loss"][1])
-  assert np.isfinite(losses).all()
-  np.testing.assert_allclose(losses[0], 1.0, atol=0.05)  # a network that says 0: unit targets
+  image = 0.5 * jax.random.normal(jax.random.key(6), (256, 8, 8, 1))
+  batch = {"image": image, "label": jnp.zeros(256, jnp.int32)}
+  loss = lambda key: made.phases["net"].loss(made.init(key), batch, keys(256))[0]
+  np.testing.assert_allclose(jax.jit(loss)(jax.random.key(0)), 1.0, atol=0.05)
 
 
 def test_training_tells_the_network_of_the_augmentation(monkeypatch):

@@ -55,7 +55,7 @@ def test_classifier_guidance_gives_the_field_of_the_posterior(path):
 @pytest.mark.evidence("D09", "M")
 def test_classifier_guidance_tilts_samples_as_theory_says():
   path = paths.Discrete()
-  x, ts = jax.random.normal(jax.random.key(1), (20, 1000)), paths.times(path, 400)
+  x, ts = jax.random.normal(jax.random.key(1), (5, 1000)), paths.times(path, 250)
 
   @jax.jit
   def run(x):
@@ -63,14 +63,16 @@ def test_classifier_guidance_tilts_samples_as_theory_says():
     guide = jax.grad(lambda x_t, t: jnp.sum(fn(x_t, t)))
     by_field = guidance.classifier(DATA.field(path), fn, 1.0)
     return (
-      ancestral.ancestral(DATA.field(path), x, keys(20), ts, guide=guide),
-      ancestral.ancestral(by_field, x, keys(20), ts),
+      ancestral.ancestral(DATA.field(path), x, keys(5), ts, guide=guide),
+      ancestral.ancestral(by_field, x, keys(5), ts),
       ode.heun(by_field.velocity, x, jnp.linspace(1000.0, 1.0, 101)),
     )
 
   for sample in run(x):
     moments = [POSTERIOR.mean, POSTERIOR.std]
-    np.testing.assert_allclose([sample.mean(), sample.std()], moments, atol=0.02)
+    np.testing.assert_allclose(
+      [sample.mean(), sample.std()], moments, atol=0.02
+    )  # 0.0044 is the error of a mean
 
 
 @pytest.mark.evidence("D09", "M")
@@ -218,4 +220,6 @@ def test_golden_guided_mean():
   given = [x[f"in.{name}"] for name in ("x_t", "t", "mean", "variance", "grad")]
   given[1] = jnp.asarray(given[1] + 1.0, jnp.float32)
   ours = jax.jit(jax.vmap(step))(*given)
-  close(ours, "new_mean", where=(x["in.t"] > 0)[:, None, None, None])  # at 0 no v gives a variance
+  close(
+    ours, "new_mean", where=(x["in.t"] > 0)[:, None, None, None]
+  )  # at 0 one step alone has no beta-tilde

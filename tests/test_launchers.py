@@ -112,7 +112,7 @@ def test_evaluate_compares_folders_and_runs(run, tmp_path):
   assert written["rows"][1] == shown and written["runs"]["fm"]["commit"] == "abcdef0"
   assert written["facts"]["FD-Classifier"]["reference"] == of_run["reference"]
   assert Image.open(tmp_path / "a.png").size == (10 * 68 - 4, 2 * 68 - 4)
-  refused("expected fm too", "compare", *words, "--runs=other:here")
+  refused("--runs='other': expected fm", "compare", *words, "--runs=other:here")
 
 
 TRAIN_SMOKE = ("train", f"--config={SMOKE}", "--workdir=run")

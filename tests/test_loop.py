@@ -314,7 +314,7 @@ def test_a_workdir_of_another_run_is_refused(key, value, tmp_path):
 @pytest.mark.parametrize(
   "key, value, words",
   [
-    ("train.steps", 0, "config.train.steps=0: expected a whole number, 1 or more"),
+    ("train.steps", -1, "config.train.steps=-1: expected a whole number, 0 or more"),
     ("train.log_every", 2.5, "config.train.log_every=2.5"),
     ("train.seed", -1, "config.train.seed=-1: expected a whole number, 0 or more"),
     ("train.parallel", "pmao", "config.train.parallel='pmao': expected one of jit, fsdp"),

@@ -45,7 +45,7 @@ def size(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def random_variables(net):
+def random_variables(net, label=LABEL):
   """Nothing is zero: outputs depend on every part."""
   rng = np.random.default_rng(1)
 
@@ -53,7 +53,7 @@ def random_variables(net):
     fan_in = s.size // s.shape[-1]
     return (rng.standard_normal(s.shape) / np.sqrt(fan_in)).astype(np.float32)
 
-  return jax.tree.map(draw, shapes(net))
+  return jax.tree.map(draw, shapes(net, label=label))
 
 
 VARIABLES = random_variables(SMALL)
@@ -141,6 +141,58 @@ def test_weights_of_edm_bring_fields_and_frequencies():
     convert.from_torch(tensors | {"enc.4x4_down.skip.bias": np.zeros(9)})
   with pytest.raises(KeyError, match="'map_layer1.bias' is missing"):
     convert.from_torch({k: w for k, w in tensors.items() if k != "map_layer1.bias"})
+
+
+# The order of score_sde's modules without images at the sides; attention is that of a block before.
+STANDARD = """
+  map.layer0 map.layer1 enc_0_conv enc_0_block0 enc_1_down enc_1_block0 attention
+  dec_1_in0 attention dec_1_in1 dec_1_block0 dec_1_block1 attention
+  dec_0_up dec_0_block0 dec_0_block1 dec_0_aux_norm dec_0_aux_conv
+""".split()
+
+
+def score_sde_names(params):
+  """Those of a network of the modules `STANDARD`."""
+  theirs = {ours: name for name, ours in convert.BLOCK.items()}
+  flat, out = traverse_util.flatten_dict(params, sep="."), {}
+  for i, module in enumerate(STANDARD):
+    attends, start = module == "attention", f"all_modules.{i}"
+    block = STANDARD[i - 1] if attends else module
+    for name in [name for name in flat if name.startswith(f"{block}.")]:
+      *layer, array = name.removeprefix(f"{block}.").split(".")
+      value = flat[name]
+      if bool({*layer} & {"norm2", "qkv", "proj"}) != attends:
+        continue
+      if layer == ["qkv"]:
+        for j, part in enumerate(np.split(value, 3, axis=-1)):
+          out[f"{start}.NIN_{j}.{'W' if array == 'kernel' else 'b'}"] = part
+      elif layer == ["proj"]:
+        out[f"{start}.NIN_3.{'W' if array == 'kernel' else 'b'}"] = value
+      else:
+        if layer == ["skip"] and array == "kernel":
+          value = value[None, None]
+        value = value if value.ndim == 1 else np.moveaxis(value, (-1, -2), (0, 1))
+        layer = ["GroupNorm_0" if attends else theirs[x] for x in layer]
+        out[".".join([start, *layer, "bias" if array == "bias" else "weight"])] = value
+  return out
+
+
+@pytest.mark.evidence("D05", "W")
+def test_weights_of_score_sdes_ddpmpp():
+  """Encoder and decoder "standard", which the golden vectors of its code do not have."""
+  net = SMALL.clone(
+    embedding="positional",
+    noise_multiplier=1,
+    encoder="standard",
+    decoder="standard",
+    resample_filter=(1, 1),
+    n_classes=0,
+    augment=0,
+  )
+  variables = random_variables(net, None)
+  args, found = convert.from_torch(score_sde_names(variables["params"]), height=8)
+  assert ncsnpp.NCSNpp(**args, dropout=net.dropout) == net
+  jax.tree.map(np.testing.assert_array_equal, found, variables)
 
 
 # Sizes: parameters of the official configurations, frozen frequencies apart
@@ -294,6 +346,11 @@ def test_the_null_label_tells_nothing_of_the_class():
   params["map"] = {**params["map"], "label": label}
   changed = differ(run(variables=VARIABLES | {"params": params}), run())
   np.testing.assert_array_equal(changed, LABEL < N_CLASSES)
+
+
+def test_what_is_no_class_is_nan():
+  y = run(label=np.array([-1, 0, N_CLASSES + 1], np.int32))
+  np.testing.assert_array_equal(np.isnan(y).any((1, 2, 3)), [True, False, True])
 
 
 def test_dropout_only_with_draw():

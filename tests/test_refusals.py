@@ -59,6 +59,10 @@ def built(model, **args):
   return lambda _: method.build(model, args)
 
 
+def initialised(model, **args):
+  return lambda _: jax.eval_shape(method.build(model, args).init, jax.random.key(0))
+
+
 def fn(model, name, *inputs, **args):
   """Calls a function or a loss of a model, which must refuse its inputs before it needs vars."""
 
@@ -227,6 +231,18 @@ CASES = {
   "label_dropout": (
     built("diffusion.ddpm", label_dropout=7),
     "label_dropout=7: expected at least 0",
+  ),
+  "guidance without classes": (
+    built("diffusion.edm", guidance_weight=1.5),
+    "guidance_weight=1.5: expected 0: without classes there is nothing to guide to",
+  ),
+  "guided without classes": (
+    lambda _: method.build("diffusion.score_sde", {}).fns["field"](None, w=2.0),
+    "w=2.0: expected 0: without classes",
+  ),
+  "height of ADM": (
+    initialised("diffusion.improved_ddpm", image_shape=(30, 32, 3)),
+    "x has height and width 30, 32: expected multiples of 8 for 4 multipliers",
   ),
   "guidance": (
     built("diffusion.ddpm", guidance_weight=NAN),

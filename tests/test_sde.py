@@ -13,8 +13,8 @@ from jax.scipy.stats import norm
 from oracles import GaussianData
 
 from jaxgen import noise, paths
-from jaxgen.objectives import change_of_variables
-from jaxgen.samplers import ancestral, ddim, edm, langevin, ode, predictor_corrector, sde
+from jaxgen.objectives import change_of_variables, preconditioning
+from jaxgen.samplers import ancestral, ddim, edm, grids, langevin, ode, predictor_corrector, sde
 
 DATA = GaussianData()
 PATHS = [paths.VP(), paths.VE(), paths.SubVP(), paths.EDM()]
@@ -22,29 +22,24 @@ by_type = lambda value: type(value).__name__
 keys = lambda n=9: jax.random.split(jax.random.key(0), n)
 
 
-def karras(path, n, rho=7.0):
-  """n noise levels from sigma_max to sigma_min, then 0. arXiv:2206.00364, Eq. 5."""
-  ramp = np.linspace(path.sigma_max ** (1 / rho), path.sigma_min ** (1 / rho), n) ** rho
-  return jnp.append(jnp.asarray(ramp.clip(path.sigma_min, path.sigma_max)), 0.0)
-
-
 EM, RD, PC = sde.euler_maruyama, sde.reverse_diffusion, predictor_corrector.predictor_corrector
 CHURN = functools.partial(edm.heun, s_churn=30.0, s_min=0.01, s_max=10.0)
 LEVELS = paths.EDM(0.01, 3.0), jnp.geomspace(3.0, 0.01, 10)
+VE = paths.VE(sigma_max=5.0)  # ten std of the data: fewer steps do
 STOCHASTIC = {
   "euler_maruyama, VP": (EM, paths.VP(), 300),
-  "euler_maruyama, VE": (EM, paths.VE(), 800),
+  "euler_maruyama, VE": (EM, VE, 300),
   "euler_maruyama, SubVP": (EM, paths.SubVP(), 300),
   "euler_maruyama, Linear": (EM, paths.Linear(), jnp.linspace(1e-2, 1.0, 301)),
   "reverse_diffusion, VP": (RD, paths.VP(), 200),
-  "reverse_diffusion, VE": (RD, paths.VE(), 200),
+  "reverse_diffusion, VE": (RD, VE, 200),
   "reverse_diffusion, SubVP": (RD, paths.SubVP(), 200),
-  "ancestral, VE": (functools.partial(ancestral.ancestral, v=0.0), paths.VE(), 200),
+  "ancestral, VE": (functools.partial(ancestral.ancestral, v=0.0), VE, 200),
   "predictor_corrector, VP": (PC, paths.VP(), 100),
-  "predictor_corrector, VE": (PC, paths.VE(), 100),
+  "predictor_corrector, VE": (PC, VE, 100),
   "predictor_corrector, SubVP": (PC, paths.SubVP(), 100),
   "langevin": (functools.partial(langevin.annealed, epsilon=5e-5, repeats=60), *LEVELS),
-  "heun with churn, EDM": (CHURN, paths.EDM(), karras(paths.EDM(), 60)),
+  "heun with churn, EDM": (CHURN, paths.EDM(), grids.karras(paths.EDM(), 60)),
   "heun with churn, VP": (CHURN, paths.VP(), 60),
 }
 
@@ -54,10 +49,10 @@ def times(path, ts):
 
 
 def samples(sampler, path, ts, **options):
-  """20,000 numbers, as 20 examples of 1000: few keys, and steps that norms choose are alike."""
-  x = path.prior_std * jax.random.normal(jax.random.key(1), (20, 1000))
+  """5000 numbers, as 5 examples of 1000: few keys, and steps that norms choose are alike."""
+  x = path.prior_std * jax.random.normal(jax.random.key(1), (5, 1000))
   run = jax.jit(functools.partial(sampler, DATA.field(path), **options))
-  return run(x, keys(20), times(path, ts))
+  return run(x, keys(5), times(path, ts))
 
 
 @pytest.mark.evidence("D05", "M")
@@ -65,7 +60,8 @@ def samples(sampler, path, ts, **options):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_samplers_have_the_moments_of_the_data(name):
   x = samples(*STOCHASTIC[name])
-  np.testing.assert_allclose([x.mean(), x.std()], [DATA.mean, DATA.std], atol=0.02)
+  # 0.007 is the error of the mean of 5000 numbers, up to 0.01 that of these steps
+  np.testing.assert_allclose([x.mean(), x.std()], [DATA.mean, DATA.std], atol=0.03)
 
 
 @pytest.mark.evidence("D05", "M")
@@ -82,27 +78,37 @@ def test_a_corrector_improves_on_its_predictor(path):
 def test_the_mean_of_samples_has_weak_order_one(sampler, path):
   """On Gaussian data the steps are linear: without noise they give the mean."""
 
-  def error(steps):
-    ts, x = jnp.linspace(1.0, 0.05, steps + 1), DATA.at(path, 1.0, jnp.zeros((9, 1)))
-    z = jnp.zeros((steps, 9, 1))
-    x = sampler(DATA.field(path), x, keys(), ts, z=z)
-    return float(jnp.abs(x - DATA.at(path, 0.05, 0.0)).max())
+  @jax.jit
+  def errors():
+    def error(steps):
+      ts, x = jnp.linspace(1.0, 0.05, steps + 1), DATA.at(path, 1.0, jnp.zeros((1, 1)))
+      x = sampler(DATA.field(path), x, keys(1), ts, z=jnp.zeros((steps, 1, 1)))
+      return jnp.abs(x[0, 0] - DATA.at(path, 0.05, 0.0))
+
+    return error(125), error(250)
 
   with jax.enable_x64(True):
-    np.testing.assert_allclose(np.log2(error(500) / error(1000)), 1.0, atol=0.15)
+    coarse, fine = errors()
+    np.testing.assert_allclose(np.log2(coarse / fine), 1.0, atol=0.15)
 
 
 @pytest.mark.evidence("D12", "M")
 @pytest.mark.parametrize("path", [paths.EDM(), paths.VP()], ids=by_type)
 def test_heun_of_edm_has_order_two(path):
-  def error(steps):
-    ts = karras(path, steps) if isinstance(path, paths.EDM) else jnp.linspace(1.0, 0.0, steps + 1)
-    xi = jnp.linspace(-2.0, 2.0, 9)[:, None]
-    x = edm.heun(DATA.field(path), DATA.at(path, ts[0], xi), keys(), ts)
-    return float(jnp.abs(x - DATA.mean - DATA.std * xi).max())
+  @jax.jit
+  def errors():
+    def error(steps):
+      even = jnp.linspace(1.0, 0.0, steps + 1)
+      ts = grids.karras(path, steps) if isinstance(path, paths.EDM) else even
+      xi = jnp.linspace(-2.0, 2.0, 9)[:, None]
+      x = edm.heun(DATA.field(path), DATA.at(path, ts[0], xi), keys(), ts)
+      return jnp.abs(x - DATA.mean - DATA.std * xi).max()
+
+    return error(50), error(100)
 
   with jax.enable_x64(True):
-    np.testing.assert_allclose(np.log2(error(200) / error(400)), 2.0, atol=0.15)
+    coarse, fine = errors()
+    np.testing.assert_allclose(np.log2(coarse / fine), 2.0, atol=0.15)
 
 
 ALL = {
@@ -332,7 +338,7 @@ EDM_TOY = paths.x_field(paths.EDM(), toy)
 def test_golden_edm(n, path, rho):
   x, close = golden.load(f"edm_sampler_deterministic_{n}")
   with jax.enable_x64(True):
-    ts = karras(path, n, rho)
+    ts = grids.karras(path, n, rho=rho)
     field = dataclasses.replace(EDM_TOY, path=path)
     close(edm.heun(field, x["in.latents"] * ts[0], keys(2), ts), "x")
 
@@ -347,19 +353,16 @@ class VarianceIsTime:
   time = staticmethod(lambda log_snr: jnp.exp(-log_snr))
 
 
-def iddpm(n, sigma_min, sigma_max, m=1000, c_1=0.001, c_2=0.008):
-  """arXiv:2206.00364, Table 1, third column, and the levels of it between the two sigmas."""
-  alpha_bar = np.sin(0.5 * np.pi * np.arange(m + 1) / m / (c_2 + 1.0)) ** 2
-  u = np.zeros(m + 1)
-  for j in range(m, 0, -1):
-    u[j - 1] = np.sqrt((u[j] ** 2 + 1.0) / max(alpha_bar[j - 1] / alpha_bar[j], c_1) - 1.0)
+def iddpm(n, sigma_min, sigma_max):
+  """n of iDDPM's noise levels, those between the two. arXiv:2206.00364, Table 1, third column."""
+  u = np.asarray(preconditioning.IDDPM().sigma(jnp.arange(1001)))
   u = u[(u >= sigma_min) & (u <= sigma_max)]
   return u[np.round((len(u) - 1) / (n - 1) * np.arange(n)).astype(int)]
 
 
 ABLATIONS = {
-  "heun_edm": (edm.heun, paths.EDM(), lambda: karras(paths.EDM(), 8)[:-1]),
-  "euler_edm": (None, paths.EDM(), lambda: karras(paths.EDM(), 8)[:-1]),
+  "heun_edm": (edm.heun, paths.EDM(), lambda: grids.karras(paths.EDM(), 8)[:-1]),
+  "euler_edm": (None, paths.EDM(), lambda: grids.karras(paths.EDM(), 8)[:-1]),
   "euler_iddpm": (None, paths.EDM(0.002, 81.0), lambda: iddpm(8, 0.002, 81.0)),
   "euler_ve": (None, VarianceIsTime(), lambda: np.geomspace(100.0**2, 0.02**2, 8)),
   "heun_vp": (edm.heun, paths.VP(), lambda: np.linspace(1.0, 1e-3, 8)),
@@ -378,17 +381,6 @@ def test_golden_ablations_of_edm(name):
       close(ode.euler(field.velocity, start, ts), "x")
     else:
       close(solver(field, start, keys(2), ts), "x")
-
-
-def test_golden_samplers_of_k_diffusion():
-  with jax.enable_x64(True):
-    x, close = golden.load("kdiff_sample_euler")
-    close(ode.euler(EDM_TOY.velocity, x["in.x"], x["in.sigmas"]), "x")
-    x, close = golden.load("kdiff_sample_heun")
-    close(edm.heun(EDM_TOY, x["in.x"], keys(2), x["in.sigmas"]), "x")
-    x, close = golden.load("kdiff_sample_euler_ancestral")
-    z = np.concatenate([x["in.z"], np.zeros((1, 2, 3, 4, 4))])  # none is drawn for sigma = 0
-    close(ddim.ddim(EDM_TOY, x["in.x"], keys(2), x["in.sigmas"], eta=1.0, z=z), "x")
 
 
 def test_golden_ancestral_step_of_k_diffusion():

@@ -40,7 +40,7 @@ def get_config(variant="imagenet256"):
     beta_T=0.02,
     T=1000,
     ema=dict(profile="fixed", decay=0.9999),
-    sampler=dict(name="ancestral", steps=250),
+    sampler=dict(name="ancestral", steps=250, grid="spaced"),
     accumulate=1,
     guidance_weight=0.5,
     guided_channels=3,
@@ -53,7 +53,7 @@ def get_config(variant="imagenet256"):
     timeout=600,
   )  # fmt: skip
   c.train = dict(
-    steps=7_000_000, log_every=100, sample_every=10_000, eval_every=50_000, eval_examples=1000,
+    steps=7_000_000, log_every=100, sample_every=10_000, eval_every=0, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "imagenet256":

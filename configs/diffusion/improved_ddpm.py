@@ -75,7 +75,7 @@ def get_config(variant="cifar10"):
     c.args.image_shape = (64, 64, 3)
     c.args.net_args.update(multipliers=(1, 2, 3, 4), dropout=0.0)
     c.data.update(source="npz:data/imagenet64", image_size=64)
-    c.train.steps = 1_500_000
+    c.train.update(steps=1_500_000, eval_every=0)
     return c
 
   c.args.net = "UNet"

@@ -23,12 +23,16 @@ def get_config(variant="cifar10"):
     image_shape=(32, 32, 3),
     n_classes=0,
     label_dropout=0.1,
-    net="UNet",
+    net="ADM",
     net_args=dict(
       channels=256,
       multipliers=(1, 1, 1),
       n_res_blocks=3,
       attention=(16, 8),
+      head_channels=0,
+      heads=1,
+      scale_shift=True,
+      resblock_updown=True,
       dropout=0.2,
       dtype="float32",
     ),
@@ -58,11 +62,12 @@ def get_config(variant="cifar10"):
     steps=800_000, log_every=100, sample_every=10_000, eval_every=50_000, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",
   )  # fmt: skip
+  if not variant.startswith("cifar10"):
+    c.args.net = "UNet"
+    c.args.net_args = dict(channels=16, multipliers=(1, 2, 4), n_res_blocks=1, attention=(4,),
+                           dropout=0.0, dtype="float32")  # fmt: skip
   if variant.startswith("mnist16"):  # 0.7M parameters: eight minutes on two CPU cores
     c.args.update(image_shape=(16, 16, 1), n_classes=10, sampler=dict(name="ddim", steps=64))
-    c.args.net_args.update(
-      channels=16, multipliers=(1, 2, 4), n_res_blocks=1, attention=(4,), dropout=0.0
-    )
     c.args.tx.update(lr=1e-3, warmup=100, weight_decay=0.0)
     c.args.ema = dict(profile="warmup", decay=0.999)
     c.args.ode_steps = 50
@@ -74,7 +79,7 @@ def get_config(variant="cifar10"):
     c.args.update(
       image_shape=(8, 8, 1), n_classes=10, sampler=dict(name="ddim", steps=8), ode_steps=2
     )
-    c.args.net_args.update(channels=8, multipliers=(1, 2), n_res_blocks=1, attention=())
+    c.args.net_args.update(channels=8, multipliers=(1, 2), attention=())
     c.args.tx.warmup = 0
     c.args.ema = dict(profile="warmup", decay=0.999)
     c.data.update(source="digits", batch_size=16, flip=False, workers=0)

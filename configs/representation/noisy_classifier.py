@@ -9,7 +9,7 @@ imagenet64 needs data.source, a folder of train.npz or train.array_record with `
 
 import ml_collections
 
-VARIANTS = ("imagenet64", "mnist16", "smoke")
+VARIANTS = ("imagenet64", "imagenet256", "mnist16", "smoke")
 
 
 def get_config(variant="imagenet64"):
@@ -49,6 +49,13 @@ def get_config(variant="imagenet64"):
     checkpoint_every=5_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "imagenet64":
+    return c
+  if variant == "imagenet256":
+    c.args.update(image_shape=(256, 256, 3), schedule="linear")
+    c.args.net_args.update(multipliers=(1, 1, 2, 2, 4, 4), n_res_blocks=2)
+    c.args.tx.update(lr=3e-4, weight_decay=0.05, steps=500_000)
+    c.data.update(source="npz:data/imagenet256", image_size=256, batch_size=256)
+    c.train.steps = 500_000
     return c
 
   c.args.n_classes = 10

@@ -15,7 +15,7 @@ from jaxgen.convert import weights
 from jaxgen.core import method
 from jaxgen.nn import adm
 
-PUBLISHED = {}  # OpenAI gives no sha256
+PUBLISHED = {}  # guided-diffusion gives no sha256; not looked up for the others
 
 ARRAYS = weights.ARRAYS | {"label": "weight", "position": "positional_embedding"}
 
@@ -67,7 +67,7 @@ def from_torch(
     method.check_count("heads or head_channels", heads if head_channels is None else head_channels)
     args, names = _openai(left, image_size, heads, head_channels)
     new = use_new_attention_order
-    if _find(left, "middle_block.1.qkv.weight").ndim == 4:  # of cm/unet.py alone
+    if weights.need(left, "middle_block.1.qkv.weight").ndim == 4:  # of cm/unet.py alone
       method.check("use_new_attention_order", new, new is not False, "True for consistency models")
       new = True
     method.check("use_new_attention_order", new, isinstance(new, bool), "True or False")
@@ -80,7 +80,7 @@ def from_torch(
     if module is None:
       module = f"{names[modules[0]]}.{(EDM if edm else OPENAI).get(modules[1], modules[1])}"
     name = f"{module}.{ARRAYS[array]}"
-    value = _find(left, name)
+    value = np.asarray(weights.need(left, name), np.float32)
     del left[name]
     while value.ndim > expected.ndim and value.shape[-1] == 1:  # a convolution of 1 x 1 is dense
       value = value[..., 0]
@@ -94,7 +94,7 @@ def from_torch(
     return value
 
   net = (adm.Classifier if is_classifier else adm.ADM)(**args)
-  in_channels = _find(left, f"{names['conv_in']}.weight").shape[1]
+  in_channels = weights.need(left, f"{names['conv_in']}.weight").shape[1]
   x = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
   label = jax.ShapeDtypeStruct((1,), jnp.int32) if args.get("n_classes") else None
   t = jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -104,12 +104,6 @@ def from_torch(
   if left:
     raise ValueError(f"no place for {sorted(left)}: expected a state dict of {type(net).__name__}")
   return args, variables
-
-
-def _find(tensors, name):
-  if name not in tensors:
-    raise KeyError(f"{name!r} is missing from the state dict")
-  return np.asarray(tensors[name], np.float32)
 
 
 def _numbers(tensors, pattern):
@@ -170,7 +164,7 @@ def _openai(tensors, image_size, heads, head_channels):
     "group_channels": 1,
     **({"head_channels": head_channels} if head_channels else {"head_channels": 0, "heads": heads}),
     "out_channels": len(
-      _find(tensors, f"{names['pool/proj' if is_classifier else 'conv_out']}.bias")
+      weights.need(tensors, f"{names['pool/proj' if is_classifier else 'conv_out']}.bias")
     ),
   }
   if "label_emb.weight" in tensors:
@@ -208,7 +202,7 @@ def _edm(tensors):
     "resblock_updown": True,
     "group_channels": 4,
     "head_channels": 64,
-    "out_channels": len(_find(tensors, "out_conv.bias")),
+    "out_channels": len(weights.need(tensors, "out_conv.bias")),
   }
   for name, field in (("map_label", "n_classes"), ("map_augment", "augment")):
     if f"{name}.weight" in tensors:
@@ -218,8 +212,8 @@ def _edm(tensors):
 
 def _fields(tensors, names, layers, levels, attends, image_size):
   """Keywords that both families tell in the same way."""
-  channels = _find(tensors, f"{names['cond/time_0']}.weight").shape[1]
-  layer = lambda i, ours: _find(tensors, f"{names[f'down_{i}_res_0']}.{layers[ours]}.weight")
+  channels = weights.need(tensors, f"{names['cond/time_0']}.weight").shape[1]
+  layer = lambda i, ours: weights.need(tensors, f"{names[f'down_{i}_res_0']}.{layers[ours]}.weight")
   widths = [len(layer(i, "conv_0")) for i in range(levels)]
   return {
     "channels": channels,

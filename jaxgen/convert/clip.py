@@ -90,10 +90,7 @@ def from_torch(tensors, *, activation=None):
 
   def read(ours):
     """The tensor, with axes in the order of ours."""
-    for name in names(ours):
-      if name not in left:
-        raise KeyError(f"{name!r} is missing from the state dict")
-    parts = [np.asarray(left[name], np.float32) for name in names(ours)]
+    parts = [np.asarray(weights.need(left, name), np.float32) for name in names(ours)]
     value = np.concatenate(parts) if len(parts) > 1 else parts[0]
     if ours.endswith("kernel") or (hugging_face and ours in ("visual.proj", "text_projection")):
       value = np.moveaxis(value, (0, 1), (-1, -2))  # torch has outputs and inputs first

@@ -10,20 +10,23 @@ import itertools
 
 import numpy as np
 
+from jaxgen.convert import weights
+from jaxgen.core import method
+
 # Attention's names before diffusers 0.15, in files that are still served, and since.
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
+PUBLISHED = {}  # not looked up
 
-PUBLISHED = {}  # Hugging Face names no sha256 apart from the file
 
-
-def from_torch(tensors, *, image_size=32):
+def from_torch(tensors, *, image_size):
   """(args, variables) of UNet, float32, from a state dict {name: array}.
 
   The number of levels, of blocks and the place of attention follow from the names; image_size, a
   scalar, says which heights those places have. KeyError names a tensor that is missing, ValueError
-  those that have no place.
+  those that have no place, and an image_size that is no whole number above 0.
   """
+  method.check_count("image_size", image_size)
   left = {}
   for name, value in tensors.items():
     for old, new in RENAMED.items():
@@ -37,8 +40,7 @@ def from_torch(tensors, *, image_size=32):
     return next(n for n in itertools.count() if not present(f"{prefix}.{n}."))
 
   def take(name):
-    if name not in left:
-      raise KeyError(f"{name!r} is missing from the state dict")
+    weights.need(left, name)
     return left.pop(name)
 
   def layer(prefix):
@@ -108,9 +110,9 @@ def from_torch(tensors, *, image_size=32):
   channels = params["conv_in"]["kernel"].shape[-1]
   args = {
     "channels": channels,
-    "multipliers": [width // channels for width in widths],
+    "multipliers": tuple(width // channels for width in widths),
     "n_res_blocks": n_res_blocks,
-    "attention": attention,
+    "attention": tuple(attention),
     "out_channels": params["conv_out"]["kernel"].shape[-1],
     "n_classes": len(cond["label"]["embedding"]) - 1 if "label" in cond else 0,
   }

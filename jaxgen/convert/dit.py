@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+from jaxgen.convert import weights
 from jaxgen.nn import dit
 
 PUBLISHED = {}  # the authors give no sha256
@@ -38,6 +39,7 @@ DIFFUSERS = [
 def from_torch(tensors, *, heads=None):
   """State dict {name: array} -> (keywords of DiT, its variables in float32).
 
+  They are those of scan=False; `nn.dit.stack` turns their params into those of scan=True.
   heads: of attention, of which the tensors tell nothing. Unless it is given, it is that of the
   width in `nn.dit.SIZES`.
 
@@ -48,9 +50,8 @@ def from_torch(tensors, *, heads=None):
   left = _renamed(tensors)
 
   def take(name, *shape):
-    if name not in left:
-      raise KeyError(f"{name!r} is missing from the state dict")
-    value = left.pop(name)
+    value = weights.need(left, name)
+    del left[name]
     if shape and value.shape != shape:
       raise ValueError(f"{name} is {value.shape}: expected {shape}")
     return value

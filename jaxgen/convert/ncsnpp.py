@@ -16,7 +16,7 @@ from flax import traverse_util
 from jaxgen.convert import weights
 from jaxgen.nn import ncsnpp
 
-PUBLISHED = {}  # neither project says the sha256 of its files
+PUBLISHED = {}  # not looked up
 
 # score_sde's names of the layers of a block, and EDM's.
 BLOCK = {
@@ -58,7 +58,7 @@ def from_torch(tensors, *, height=None, resample_filter=None):
     name = re.sub(r"^(enc|dec)_(\d+)", lambda m: f"{m[1]}.{_square(heights[int(m[2])])}", module)
     name = f"map_{layer[0]}" if module == "map" else ".".join([name, *layer])
     name = f"{name}.{weights.ARRAYS[array]}"
-    value = _need(left, name)
+    value = weights.need(left, name)
     del left[name]
     if value.ndim > 1:
       value = np.moveaxis(value, (0, 1), (-1, -2))  # torch has outputs and inputs first
@@ -88,15 +88,9 @@ def _square(height):
   return f"{height}x{height}"
 
 
-def _need(tensors, name):
-  if name not in tensors:
-    raise KeyError(f"{name!r} is missing from the state dict")
-  return tensors[name]
-
-
 def _args(tensors):
   """(keywords of NCSNpp, heights of its levels) that EDM's names and shapes tell."""
-  shape = lambda name: _need(tensors, name).shape
+  shape = lambda name: weights.need(tensors, name).shape
   has = lambda part: any(part in name for name in tensors)
   found = (re.match(r"enc\.(\d+)x\1_", name) for name in tensors)
   heights = sorted({int(m[1]) for m in found if m}, reverse=True)
@@ -135,7 +129,7 @@ def _edm_names(tensors, height):
     return bool(order) and f"all_modules.{order[0]}.{array}" in left
 
   def take(place, array):
-    value = _need(left, f"all_modules.{place}.{array}")
+    value = weights.need(left, f"all_modules.{place}.{array}")
     del left[f"all_modules.{place}.{array}"]
     return value
 
@@ -168,7 +162,7 @@ def _edm_names(tensors, height):
   blocks = [n for n in sorted(places) if f"all_modules.{n}.Conv_1.weight" in left]
   resampling = 0  # blocks that need a shortcut though their width stays
   for n in blocks:
-    c_out, c_in = _need(left, f"all_modules.{n}.Conv_0.weight").shape[:2]
+    c_out, c_in = weights.need(left, f"all_modules.{n}.Conv_0.weight").shape[:2]
     resampling += c_out == c_in and f"all_modules.{n}.Conv_2.weight" in left
   levels = resampling // 2 + 1
   n_res_blocks = (len(blocks) - resampling - 2 - levels) // (2 * levels)

@@ -78,6 +78,13 @@ def load(path, network, module, inputs):
   return net, traverse_util.unflatten_dict(tensors, sep="/"), note
 
 
+def need(tensors, name):
+  """The array tensors[name]. Raises KeyError, which names it, where there is none."""
+  if name not in tensors:
+    raise KeyError(f"{name!r} is missing from the state dict")
+  return tensors[name]
+
+
 def fill(net, x, tensors, layer=".".join):
   """The variables of `net`, float32, from a torch state dict; counters of batches are left out.
 
@@ -90,9 +97,8 @@ def fill(net, x, tensors, layer=".".join):
   def take(path, expected):
     _, *modules, array = (key.key for key in path)
     name = f"{layer(modules)}.{ARRAYS[array]}"
-    if name not in left:
-      raise KeyError(f"{name!r} is missing from the state dict")
-    value = np.asarray(left.pop(name), np.float32)
+    value = np.asarray(need(left, name), np.float32)
+    del left[name]
     if array == "kernel" and value.ndim > 1:
       value = np.moveaxis(value, (0, 1), (-1, -2))  # torch has outputs and inputs first
     if value.shape != expected.shape:

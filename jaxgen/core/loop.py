@@ -78,6 +78,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     if not train.steps:
       state = _prepare(config, method, init(k_init), given, feed, k_calibrate, workdir)
       _save(method, parallel.to_global(state, mode), manager)
+      report.launched(workdir, 0)
       report.say(f"{workdir} has what it would start from: train.steps is 0")
       return state
     batches = feed(first, train.steps)
@@ -91,7 +92,7 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     checkpoint.started_from(method, like, given)
     lowered = step_fn.lower(like, batch, k_step)
     if show:
-      _trace_sample(config, method, like)
+      trace_sample(config, method, like.vars)
     del like  # arrays under pmap
     if first:
       state = resume()
@@ -211,11 +212,12 @@ def _pictures(config, method):
   return lambda vars, key: draw(vars, key, n, cond)["image"]
 
 
-def _trace_sample(config, method, state):
-  """Raises now what a bad sampler would raise at the first grid."""
+def trace_sample(config, method, vars, **options):
+  """Raises now what a bad sampler would raise when it draws. options: keywords of `sample`."""
   cond = {k: v[:1] for k, v in grid_labels(config.args.get("n_classes", 0)).items()}
-  sample = lambda vars, keys: method.fns["sample"](method_lib.averaged(method, vars), keys, cond)
-  jax.eval_shape(sample, state.vars, jax.random.split(jax.random.key(0), 1))
+  mean = lambda vars: method_lib.averaged(method, vars)
+  sample = lambda vars, keys: method.fns["sample"](mean(vars), keys, cond, **options)
+  jax.eval_shape(sample, vars, jax.random.split(jax.random.key(0), 1))
 
 
 def grid_labels(n_classes):

@@ -184,6 +184,13 @@ def check_fraction(name, value):
   check_number(name, value, lambda v: 0.0 <= v < 1.0, "at least 0 and less than 1")
 
 
+def check_unit(name, value):
+  """Raises ValueError for a `value`, where it is known, that is not from 0 to 1."""
+  known = concrete(value)
+  good = known is None or ((known >= 0.0) & (known <= 1.0)).all()
+  check(name, value, good, "at least 0 and at most 1")
+
+
 def check_dtype(name, value):
   """Raises ValueError unless networks can compute in `value`."""
   check(name, value, value in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16")
@@ -202,6 +209,7 @@ def check_conditioning(n_classes, label_dropout, guidance_weight):
   rate = lambda v: 0.0 <= v <= 1.0
   check_number("label_dropout", label_dropout, rate, "at least 0 and at most 1")
   check_number("guidance_weight", guidance_weight, math.isfinite, "a finite number")
+  _check_guided("guidance_weight", guidance_weight, n_classes)
 
 
 def concrete(x):
@@ -243,14 +251,19 @@ def check_batch(batch, image_shape, n_classes):
 def check_cond(cond, n_classes, w=0.0):
   """Raises ValueError for a `cond` that is neither {} nor, with classes, {"label": int [n]}.
 
-  w: the weight of guidance, a finite number.
+  w: the weight of guidance, a finite number, 0 without classes.
   """
   check_number("w", w, math.isfinite, "a finite number")
+  _check_guided("w", w, n_classes)
   if set(cond) - ({"label"} if n_classes else set()):
     allowed = "label, or nothing" if n_classes else "nothing"
     raise ValueError(f"cond has {', '.join(cond)}: expected {allowed}, as n_classes={n_classes}")
   if cond:
     _check_label(cond["label"], n_classes)
+
+
+def _check_guided(name, w, n_classes):
+  check(name, w, n_classes > 0 or w == 0, "0: without classes there is nothing to guide to")
 
 
 def _check_label(label, n_classes):

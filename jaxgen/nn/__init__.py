@@ -46,7 +46,7 @@ def _check_field(where, name, value, kind):
     method.check_fraction(f"{where}.{name}", value)
 
 
-def image_net(name, image_shape, n_classes, /, *, out_channels=None, **args):
+def image_net(name, image_shape, n_classes, out_channels=None, /, **args):
   """The network of images and times that a config names.
 
   Args:

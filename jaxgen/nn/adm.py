@@ -65,22 +65,17 @@ class Conditioning(nn.Module):
   @nn.compact
   def __call__(self, t, label=None, augment=None):
     """t: [B] in steps. augment: [B, D], or None for zeros."""
-    if (label is not None) != (self.n_classes > 0):
-      allowed = "int32 [B]" if self.n_classes else "None"
-      given = None if label is None else label.shape
-      raise ValueError(f"label={given}: expected {allowed}, as n_classes={self.n_classes}")
-    if augment is not None and augment.shape != (len(t), self.augment):
-      raise ValueError(f"augment={augment.shape}: expected [B, D] with D={self.augment}")
+    embeddings.check_label(label, self.n_classes)
+    augment = embeddings.augmentation(augment, len(t), self.augment)
     width = 4 * self.channels
     c = embeddings.timestep_embedding(t, self.channels, endpoint=False, cos_first=True)
     if self.augment:  # arXiv:2206.00364, App. F.2
-      labels = jnp.zeros((len(t), self.augment)) if augment is None else augment
       zeros = nn.initializers.zeros
-      c += nn.Dense(self.channels, use_bias=False, kernel_init=zeros, name="augment")(labels)
+      c += nn.Dense(self.channels, use_bias=False, kernel_init=zeros, name="augment")(augment)
     c = _layer(nn.swish(_layer(c, width, "time_0")), width, "time_1")
     if self.n_classes:
       table = self.param("label", nn.initializers.normal(1.0), (self.n_classes, width))
-      c += jnp.concatenate([table, jnp.zeros((1, width))]).at[label].get(mode="fill")
+      c += embeddings.one_hot(label, self.n_classes) @ table
     return c
 
 
@@ -155,7 +150,10 @@ class AttentionPool(nn.Module):
 
 
 class _Encoder(nn.Module):
-  """Fields and layers, down to the bottom, of both networks."""
+  """Fields and layers, down to the bottom, of both networks.
+
+  A base class, not a part of them: their fields and the names of their parameters stay flat.
+  """
 
   channels: int = 192
   multipliers: tuple[float, ...] = (1, 2, 3, 4)
@@ -169,6 +167,12 @@ class _Encoder(nn.Module):
   dropout: float = 0.1
   out_channels: int = 3
   dtype: jnp.dtype = jnp.float32
+
+  def _width(self, level):
+    width = self.channels * self.multipliers[level]
+    ok = round(width) > 0 and abs(width - round(width)) < 1e-6
+    method.check(f"channels * multipliers[{level}]", width, ok, "a whole number, 1 or more")
+    return round(width)
 
   def _n_heads(self, width):
     name = "head_channels" if self.head_channels else "heads"
@@ -186,14 +190,13 @@ class _Encoder(nn.Module):
     return Attention(heads, self.group_channels, self.dtype, name=name)(h)
 
   def _block(self, h, c, draw, level, name, j):
-    width = int(self.channels * self.multipliers[level])
+    width = self._width(level)
     h = self._res(h, c, draw, width, f"{name}_{level}_res_{j}")
     return self._attend(h, f"{name}_{level}_attn_{j}") if h.shape[1] in self.attention else h
 
   def _encode(self, x, c, draw):
     """The map at the bottom, and those on the way there."""
-    width = int(self.channels * self.multipliers[0])
-    h = _layer(x, width, "conv_in", self.dtype, size=3)
+    h = _layer(x, self._width(0), "conv_in", self.dtype, size=3)
     skips = [h]
     for i in range(len(self.multipliers)):
       if i > 0:
@@ -231,8 +234,8 @@ class ADM(_Encoder):
 
     draw(shape) -> uniform noise [B, *shape], such as noise.stream(keys): dropout is on exactly when
     it is given. augment: [B, D], or None for zeros. Raises ValueError for no multipliers, an H or W
-    that cannot be halved so often, and attention at a height that does not occur or whose heads
-    do not divide the channels.
+    that cannot be halved so often, a width that is no whole number, and attention at a height that
+    does not occur or whose heads do not divide the channels.
     """
     unet.level_heights(x, len(self.multipliers), self.attention)
     c = Conditioning(self.channels, self.n_classes, self.augment, name="cond")(t, label, augment)

@@ -45,7 +45,7 @@ def draw(keys, p):
 
   p: a number; with 0 there is no flip either. Half of the flips in y leave the image as it is.
   """
-  k = iter(noise.split(keys, 14))
+  k = iter(noise.split(keys, 13))
   on = lambda p: noise.bernoulli(next(k), p)
   some = lambda value: jnp.where(on(p), value, 0.0)
   normal, angle = (

@@ -114,9 +114,9 @@ class DiT(nn.Module):
       fits = f"a multiple of patch_size={self.patch_size}"
       method.check(name, value, value % self.patch_size == 0, fits)
     fits = f"a divisor of width={self.width}, a multiple of 4"
-    method.check("heads", self.heads, self.width % self.heads == self.width % 4 == 0, fits)
+    ok = self.heads > 0 and self.width % self.heads == self.width % 4 == 0
+    method.check("heads", self.heads, ok, fits)
     method.check_positive("mlp_ratio", self.mlp_ratio)
-    method.check("scan", self.scan, isinstance(self.scan, bool), "True or False")
 
   @nn.compact
   def __call__(self, x, t, label=None, draw=None):
@@ -128,10 +128,7 @@ class DiT(nn.Module):
     del draw
     p, D, (H, W) = self.patch_size, self.width, x.shape[1:3]
     self.check(H, W)
-    if (label is not None) != (self.n_classes > 0):
-      allowed = "int32 [B]" if self.n_classes else "None"
-      given = None if label is None else label.shape
-      raise ValueError(f"label={given}: expected {allowed}, as n_classes={self.n_classes}")
+    embeddings.check_label(label, self.n_classes)
     dense = lambda features, name, init, dtype=self.dtype: nn.Dense(
       features, kernel_init=init, dtype=dtype, name=name
     )
@@ -140,7 +137,7 @@ class DiT(nn.Module):
     c = dense(D, "time_1", normal)(nn.swish(dense(D, "time_0", normal)(waves)))
     if self.n_classes:
       table = nn.Embed(self.n_classes + 1, D, self.dtype, embedding_init=normal, name="label")
-      c += table(label)
+      c += table(jnp.uint32(label))  # NaN for -1 too, which would be the null class
     c = nn.swish(c)
 
     h = dense(D, "patch", uniform)(patchify(x, p))

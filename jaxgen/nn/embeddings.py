@@ -1,9 +1,10 @@
 """Times and classes as vectors, as in DDPM, arXiv:2006.11239, App. B.
 
-`Conditioning` is the head that the networks of this folder share. Times are in steps, 0 to 1000.
+`Conditioning` is the head that UNet and ResidualMLP share. Times are in steps, 0 to 1000.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,6 +23,32 @@ def timestep_embedding(t, dim, *, max_period=10_000, endpoint=True, cos_first=Fa
   return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, dim % 2)))
 
 
+def check_label(label, n_classes):
+  """Raises ValueError for a label [B] without classes, and for None where there are classes."""
+  if (label is not None) != (n_classes > 0):
+    allowed = "int32 [B]" if n_classes else "None"
+    given = None if label is None else label.shape
+    raise ValueError(f"label={given}: expected {allowed}, as n_classes={n_classes}")
+
+
+def one_hot(label, n_classes):
+  """label int32 [B] -> [B, n_classes]: zeros for the null class, n_classes, NaN for no class."""
+  known = (label >= 0) & (label <= n_classes)
+  return jnp.where(known[:, None], jax.nn.one_hot(label, n_classes), jnp.nan)
+
+
+def augmentation(augment, n, size):
+  """What a network is told of augmentations, [n, size]: augment, or zeros for None.
+
+  Raises ValueError for an augment of another shape. n, size: scalars.
+  """
+  if augment is None:
+    return jnp.zeros((n, size))
+  if augment.shape != (n, size):
+    raise ValueError(f"augment={augment.shape}: expected None or {(n, size)}")
+  return augment
+
+
 class Conditioning(nn.Module):
   """What a network is told about (t [B], label [B] or None): [B, width].
 
@@ -38,10 +65,7 @@ class Conditioning(nn.Module):
 
   @nn.compact
   def __call__(self, t, label=None):
-    if (label is not None) != (self.n_classes > 0):
-      allowed = "int32 [B]" if self.n_classes else "None"
-      given = None if label is None else label.shape
-      raise ValueError(f"label={given}: expected {allowed}, as n_classes={self.n_classes}")
+    check_label(label, self.n_classes)
     dense = lambda name: nn.Dense(
       self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name
     )
@@ -54,5 +78,5 @@ class Conditioning(nn.Module):
         embedding_init=nn.initializers.normal(1.0),
         dtype=self.dtype,
         name="label",
-      )(label)
+      )(jnp.uint32(label))  # NaN for -1 too, which would be the null class
     return c

@@ -101,15 +101,8 @@ class Mapping(nn.Module):
 
   @nn.compact
   def __call__(self, t, label=None, augment=None):
-    if (label is not None) != (self.n_classes > 0):
-      allowed = "int32 [B]" if self.n_classes else "None"
-      given = None if label is None else label.shape
-      raise ValueError(f"label={given}: expected {allowed}, as n_classes={self.n_classes}")
-    if augment is not None and augment.shape != (len(t), self.augment):
-      raise ValueError(
-        f"augment={augment.shape}: expected None or {(len(t), self.augment)}, as "
-        f"augment={self.augment}"
-      )
+    embeddings.check_label(label, self.n_classes)
+    augment = embeddings.augmentation(augment, len(t), self.augment)
     dense = functools.partial(nn.Dense, kernel_init=unet.uniform, dtype=self.dtype)
 
     if self.embedding == "fourier":
@@ -119,13 +112,11 @@ class Mapping(nn.Module):
       c = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     else:
       c = embeddings.timestep_embedding(t, self.dim)
-    if self.n_classes:  # the null class is out of range: zeros
-      c += dense(self.dim, name="label")(
-        jax.nn.one_hot(label, self.n_classes) * self.n_classes**0.5
-      )
+    if self.n_classes:
+      told = embeddings.one_hot(label, self.n_classes) * self.n_classes**0.5
+      c += dense(self.dim, name="label")(told)
     if self.augment:
-      given = jnp.zeros((len(t), self.augment)) if augment is None else augment
-      c += dense(self.dim, use_bias=False, name="augment")(given)
+      c += dense(self.dim, use_bias=False, name="augment")(augment)
     c = nn.swish(dense(self.width, name="layer0")(c))
     return nn.swish(dense(self.width, name="layer1")(c))
 

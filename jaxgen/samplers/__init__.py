@@ -1,10 +1,15 @@
 """Samplers: one `lax.scan` each, from noise to data, on anything that is a `paths.Field`."""
 
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
 from jaxgen import noise, paths
 from jaxgen.core import method
 from jaxgen.samplers import (
   ancestral,
-  consistency,
   ddim,
   dpm_solver,
   edm,
@@ -30,7 +35,6 @@ def _on_velocity(solve):
 _SAMPLERS = {
   "adaptive": _on_velocity(ode.adaptive),
   "ancestral": ancestral.ancestral,
-  "consistency": consistency.consistency,
   "ddim": ddim.ddim,
   "dpm_solver": dpm_solver.singlestep,
   "dpm_solver_multistep": dpm_solver.multistep,
@@ -54,61 +58,99 @@ _GRIDS = {
   "karras": grids.karras,
   "log_snr": grids.log_snr,
   "quadratic": grids.quadratic,
+  "spaced": lambda path, n: grids.spaced(path, (n,)),
   "strided": grids.strided,
   "uniform": grids.uniform,
 }
 NAMES = tuple(_SAMPLERS)
 # Parameters that are not for a config: arrays, and functions of a notebook.
-_GIVEN = ("field", "velocity_fn", "x", "keys", "ts", "z", "guide", "B", "predictor", "step_size")
+_GIVEN = (
+  "field",
+  "velocity_fn",
+  "x",
+  "keys",
+  "ts",
+  "z",
+  "guide",
+  "B",
+  "sizes",
+  "predictor",
+  "step_size",
+)
 _NEEDS = ("name", "steps")
 
-# Velocities that are infinite at the data, reverse drifts that are infinite at the noise, and noise
-# that is added to the data as it is: sampler -> (does it fit this path, what would).
-_bounded = (lambda path: not isinstance(path, paths.Discrete), "whose velocity is finite at data")
-_drifting = (lambda path: not isinstance(path, paths.Linear), "with alpha above 0 at the noise")
-_unscaled = (lambda path: isinstance(path, (paths.EDM, paths.VE)), "with alpha = 1: EDM or VE")
+
+class _Ends(NamedTuple):
+  """alpha, alpha', sigma, sigma' of a path at the first and the last time, four numbers each."""
+
+  first: list[float]
+  last: list[float]
+
+
+# What a sampler divides by, or evaluates, at the ends: sampler -> (does it fit, what would).
+_bounded = (lambda ends: all(map(math.isfinite, ends.last)), "a finite velocity at the last time")
+_drifting = (lambda ends: ends.first[0] > 0.0, "alpha above 0 at the first time")
+_visible = (lambda ends: ends.first[2] < 1e3 * ends.first[0], "sigma below 1000 alpha at first")
+_unscaled = (
+  lambda ends: ends.first[0] == ends.last[0] == 1.0 and ends.last[2] > 0.0,
+  "alpha = 1, and sigma above 0 at the last time",
+)
 _FITS = {
   **dict.fromkeys(("adaptive", "heun", "rk4"), _bounded),
   **dict.fromkeys(("euler_maruyama", "predictor_corrector", "reverse_diffusion"), _drifting),
-  **dict.fromkeys(("consistency", "langevin"), _unscaled),
+  "langevin": _unscaled,
+  "pndm": _visible,
 }
 
 
-def draw(field, keys, shape, **options):
+def draw(field, keys, shape, *, guide=None, **options):
   """Samples [B, *shape] of `field`, from its noise end to its data end.
 
-  keys: [B]. options: of `check`. Raises ValueError for options that it refuses.
+  keys: [B]. options: of `check`. guide: of `ancestral`, which alone takes one; x_t [B, *shape] and
+  t [B] to a gradient. Raises ValueError for options that it refuses.
   """
-  ts = check(field.path, options)
-  own = {k: v for k, v in options.items() if k not in (*_NEEDS, "grid")}
+  path, (ts, own) = field.path, _plan(field.path, options)
+  own |= {"guide": guide} if guide else {}
   k_x, k_z = noise.split(keys)
-  x = field.path.prior_std * noise.normal(k_x, shape)
-  return by_name(options["name"])(field, x, k_z, ts, **own)
+  std = path.prior_std * path.sigma(ts[0]) / path.sigma(jnp.asarray(path.t_noise, ts.dtype))
+  return by_name(options["name"])(field, std * noise.normal(k_x, shape), k_z, ts, **own)
 
 
 def check(path, options):
-  """The times [steps + 1] of a sampler that `options` describe, on `path`.
+  """Raises ValueError unless `options` describe a sampler that can integrate `path`.
 
   options: scalars by name: `name`, `steps` and what is the sampler's own, such as eta; and `grid`,
-  the times, "uniform" by default, or {"name": ..., and its numbers}. Raises ValueError where they
-  do not exist, do not fit each other, or the sampler cannot integrate the path.
+  the times, "uniform" by default, or {"name": ..., and its numbers}.
   """
+  ts, own = _plan(path, options)
+  field = paths.Field(path, lambda x, t: paths.Prediction(x, x))
+  solve = lambda x, keys: by_name(options["name"])(field, x, keys, ts, **own)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  jax.eval_shape(solve, jax.ShapeDtypeStruct((1, 1), jnp.float32), keys)  # its own refusals
+
+
+def _plan(path, options):
+  """The times of a sampler, and its own options."""
   own = dict(options)
   name, grid = own.get("name"), own.pop("grid", "uniform")
   method.check_keywords("sampler", own, by_name(name), name, _GIVEN, _NEEDS)
+  own, steps = {k: v for k, v in own.items() if k not in _NEEDS}, own["steps"]
   for option, value in own.items():
-    if option not in _NEEDS:
-      method.check_weight(f"sampler.{option}", value)
-  fits, allowed = _FITS.get(name, (lambda path: True, ""))
-  kind = type(path).__name__
-  method.check("sampler", name, fits(path), f"another on {kind}, or a path {allowed}")
-  return _times(path, own["steps"], grid)
+    method.check_weight(f"sampler.{option}", value)
+  ts = _times(path, steps, grid)
+  if name in _FITS and method.concrete(ts) is not None:
+    with jax.ensure_compile_time_eval():
+      ends = _Ends(*([float(c) for c in paths.coefficients(path, ts[i])] for i in (0, -1)))
+    fits, allowed = _FITS[name]
+    method.check("sampler", name, fits(ends), f"another on {type(path).__name__}, or {allowed}")
+  return ts, own
 
 
 def _times(path, steps, grid):
   given = dict(grid) if hasattr(grid, "keys") else {"name": grid}
   name = given.pop("name", None)
-  method.check("sampler.grid", name, name in _GRIDS, f"one of {', '.join(_GRIDS)}")
+  known = isinstance(name, str) and name in _GRIDS
+  method.check("sampler.grid", name, known, f"one of {', '.join(_GRIDS)}")
   method.check_keywords("sampler.grid", given, _GRIDS[name], name, ("path", "n"))
   return _GRIDS[name](path, steps, **given)
 
@@ -118,5 +160,6 @@ def by_name(name):
 
   Raises ValueError for a name that does not exist.
   """
-  method.check("sampler", name, name in _SAMPLERS, f"one of {', '.join(_SAMPLERS)}")
+  known = isinstance(name, str) and name in _SAMPLERS
+  method.check("sampler", name, known, f"one of {', '.join(_SAMPLERS)}")
   return _SAMPLERS[name]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import noise, paths
+from jaxgen.core import method
 
 
 def ancestral(field, x, keys, ts, *, v=1.0, guide=None, z=None):
@@ -19,12 +20,14 @@ def ancestral(field, x, keys, ts, *, v=1.0, guide=None, z=None):
     z: [S, B, ...] in place of normal noise (tests).
 
   Raises:
-    ValueError: a time that the path does not have.
+    ValueError: a time that the path does not have, a v outside [0, 1].
   """
+  method.check_unit("v", v)
   paths.check_times(field.path, ts)
   steps = len(ts) - 1
   q = paths.posterior(field.path, ts[:-1], ts[1:])
-  log_large, log_small = jnp.log(q.large), jnp.log(jnp.where(q.small > 0.0, q.small, q.large))
+  before = q.small[-2:-1] if steps > 1 else q.large  # in place of a last beta-tilde of 0
+  log_large, log_small = jnp.log(q.large), jnp.log(jnp.where(q.small > 0.0, q.small, before))
 
   def step(x, inputs):
     i, t, q, log_large, log_small, z = inputs

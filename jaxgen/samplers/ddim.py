@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import noise, paths
+from jaxgen.core import method
 
 
 def ddim(field, x, keys, ts, *, eta=0.0, z=None):
@@ -19,8 +20,9 @@ def ddim(field, x, keys, ts, *, eta=0.0, z=None):
     z: [S, B, ...] in place of normal noise (tests).
 
   Raises:
-    ValueError: a time that the path does not have.
+    ValueError: a time that the path does not have, an eta outside [0, 1].
   """
+  method.check_unit("eta", eta)
   paths.check_times(field.path, ts)
   path, (t, s) = field.path, (ts[:-1], ts[1:])  # s is nearer to the data
   deterministic = isinstance(eta, (int, float)) and eta == 0

@@ -112,7 +112,7 @@ def orders(n, order):
   As many of `order` as fit, with lower ones at the end; with order 3 the last is never one of
   those. n, order: scalars, order 1, 2 or 3.
   """
-  if order < 3:
+  if order < 3 or n == 0:
     return [order] * (n // order) + [1] * (n % order)
   threes, rest = divmod(n - 1, 3)
   return [3] * threes + [[1], [2], [2, 1]][rest]

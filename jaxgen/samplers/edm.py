@@ -16,7 +16,8 @@ from jaxgen.core import method
 def heun(field, x, keys, ts, *, s_churn=0.0, s_min=0.0, s_max=math.inf, s_noise=1.0, z=None):
   """Heun's method, with steps back into noise where s_churn is above 0. Alg. 2; Alg. 1 without.
 
-  The last step is Euler's: `ts` may end where sigma = 0.
+  The last step is Euler's: `ts` may end where sigma = 0, and should; elsewhere `ode.heun` keeps the
+  second order to the end.
 
   Args:
     field: a paths.Field; its velocity is Eq. 4. x: [B, ...] at ts[0]. keys: [B].

@@ -139,6 +139,9 @@ def _levels(path, n, level, first, last):
 def _between(path, u, level, first, last):
   first = path.t_noise if first is None else first
   last = max(path.t_data, _first_step(path)) if last is None else last
+  longest = max(path.t_noise, path.t_data)
+  for name, t in (("first", first), ("last", last)):
+    method.check_number(name, t, lambda t: 0.0 <= t <= longest, f"a time from 0 to {longest}")
   ends = _lambda(path, np.array([first, last]))
   for name, t, lam in zip(("first", "last"), (first, last), ends, strict=True):
     method.check(name, t, np.isfinite(lam), "a time where alpha and sigma are above 0")

@@ -130,6 +130,37 @@ def label_log_prob(logits_fn, label):
   return log_prob
 
 
+def of_labels(of, cond, n_classes, w):
+  """The Field of a class-conditional model, guided if w and `cond` ask for it; or of one without.
+
+  of: label, int32 [B], or None for the null class -> a paths.Field. cond: {"label": int32 [B]} or
+  {}. n_classes, w: scalars, 0 or the number of labels, and of `classifier_free`. Raises ValueError
+  for a cond or w that does not fit. arXiv:2207.12598, Alg. 2.
+  """
+  method.check_cond(cond, n_classes, w)
+  conditional = of(cond.get("label"))
+  return classifier_free(conditional, of(None), w) if w and cond else conditional
+
+
+def likelihood_cond(batch, image_shape, n_classes, label_dropout):
+  """The cond of a likelihood: {}, the null class, where label_dropout trains it, else the labels.
+
+  batch: image [B, *image_shape] in [-1, 1] and label int32 [B]. n_classes, label_dropout: scalars
+  of a model. Raises ValueError for a batch that does not fit. arXiv:2207.12598, Alg. 1.
+  """
+  labelled = 0 if label_dropout else n_classes
+  method.check_batch(batch, image_shape, labelled)
+  return {"label": batch["label"]} if labelled else {}
+
+
+def training_label(keys, batch, rate, n_classes):
+  """`drop_labels` of a batch, int32 [B], or None without classes: n_classes = 0.
+
+  keys: [B]. rate: a scalar. arXiv:2207.12598, Alg. 1.
+  """
+  return drop_labels(keys, batch["label"], rate, n_classes) if n_classes else None
+
+
 def drop_labels(keys, label, rate, n_classes):
   """label [B] with n_classes, the null class, at this rate. arXiv:2207.12598, Alg. 1. keys: [B]."""
   return jnp.where(noise.bernoulli(keys, rate), n_classes, label)

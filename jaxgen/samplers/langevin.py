@@ -34,6 +34,10 @@ def annealed(field, x, keys, ts, *, epsilon=2e-5, repeats=100, z=None):
   method.check_count("repeats", repeats)
   paths.check_times(field.path, ts)
   sigma = field.path.sigma(ts)
+  last = method.concrete(sigma[-1])
+  method.check(
+    "ts", last, last is None or last > 0.0, "a last sigma above 0, which sizes the steps"
+  )
   sizes = 0.5 * epsilon * (sigma / sigma[-1]) ** 2
   ts, sizes = jnp.repeat(ts, repeats), jnp.repeat(sizes, repeats)
 

@@ -1,5 +1,7 @@
 """Our UNet against diffusers' UNet2DModel, with the same random weights."""
 
+import functools
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -77,7 +79,9 @@ def test_small_output_and_gradient(attends, n_classes):
   net = unet.UNet(
     **SMALL, attention=tuple(16 // 2**i for i in range(3) if attends[i]), n_classes=n_classes
   )
-  params = ddpm.from_torch(tensors(model))[1]["params"]
+  args, variables = ddpm.from_torch(tensors(model), image_size=16)
+  params = variables["params"]
+  assert unet.UNet(**args) == net
   assert_same_tree(net, params, x, t, label)
 
   def objective(x):
@@ -96,7 +100,9 @@ def test_cifar10_size():
   with torch.no_grad():
     expected = nhwc(model(nchw(x), torch.from_numpy(t)).sample)
   net = unet.UNet()
-  params = ddpm.from_torch(tensors(model))[1]["params"]
+  args, variables = ddpm.from_torch(tensors(model), image_size=32)
+  params = variables["params"]
+  assert unet.UNet(**args) == net
   assert_same_tree(net, params, x, t, None)
   got = jax.jit(net.apply)({"params": params}, x, t)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
@@ -104,23 +110,24 @@ def test_cifar10_size():
 
 def test_old_names_missing_and_left_over():
   given = tensors(reference(**SMALL, attends=(0, 1, 0), groups=4))
-  params = ddpm.from_torch(given)[1]["params"]
+  convert = functools.partial(ddpm.from_torch, image_size=16)
+  params = convert(given)[1]["params"]
   old = {}
   for name, value in given.items():
     for before, since in ddpm.RENAMED.items():
       name = name.replace(since, before)
     old[name] = value
   assert "mid_block.attentions.0.proj_attn.weight" in old
-  jax.tree.map(np.testing.assert_array_equal, ddpm.from_torch(old)[1]["params"], params)
+  jax.tree.map(np.testing.assert_array_equal, convert(old)[1]["params"], params)
 
   for name in given:
     if "." in name:
       with pytest.raises((KeyError, ValueError), match=r"\.(weight|bias)"):
-        ddpm.from_torch({k: v for k, v in given.items() if k != name})
+        convert({k: v for k, v in given.items() if k != name})
   with pytest.raises(KeyError, match="up_blocks.1.attentions.0.to_v.bias"):
-    ddpm.from_torch({k: v for k, v in given.items() if k != "up_blocks.1.attentions.0.to_v.bias"})
+    convert({k: v for k, v in given.items() if k != "up_blocks.1.attentions.0.to_v.bias"})
   with pytest.raises(ValueError, match="encoder.weight"):
-    ddpm.from_torch({**given, "encoder.weight": np.zeros(3)})
+    convert({**given, "encoder.weight": np.zeros(3)})
 
 
 def assert_same_tree(net, params, x, t, label):

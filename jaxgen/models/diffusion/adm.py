@@ -10,11 +10,11 @@ here as they are under the one name "classifier".
 import jax
 import jax.numpy as jnp
 
-from jaxgen import noise, samplers
+from jaxgen import samplers
 from jaxgen.core import method
 from jaxgen.core.method import Vars
 from jaxgen.models.diffusion import improved_ddpm
-from jaxgen.samplers import ancestral, guidance
+from jaxgen.samplers import guidance
 
 
 def build(
@@ -33,7 +33,7 @@ def build(
   tx={"lr": 3e-4},
   ema=0.9999,
   accumulate=1,
-  sampler={"name": "ancestral", "steps": 250},
+  sampler={"name": "ancestral", "steps": 250, "grid": "spaced"},
   guidance_weight=0.0,
   bound_terms=1000,
   classifier={"model": "representation.noisy_classifier", "args": {}},
@@ -45,9 +45,8 @@ def build(
     image_shape, n_classes, label_dropout, net, net_args, schedule, T, vlb_weight, tx, ema,
       accumulate, sampler, guidance_weight, bound_terms: of `improved_ddpm.build`. With n_classes=0
       labels guide all the same, where there is a classifier.
-    classifier: {"model", "args"} of a method that detects labels in noisy images, of data in
-      [-1, 1]; {} for none. Its
-      args have this image_shape, schedule and T, and n_classes unless it says how many.
+    classifier: {"model", "args"} of a method that detects labels in noisy batches, whose args have
+      this image_shape, schedule and T, and n_classes unless it says how many; {} for none.
     classifier_scale: s of arXiv:2105.05233, Alg. 1 and 2; 0 does not guide.
 
   Raises:
@@ -103,14 +102,12 @@ def build(
     """
     options = options if "name" in options else {**sampler, **options}
     if options["name"] != "ancestral" or not (classifier and cond and scale):
-      of = field(vars, cond, w=w, scale=scale)
-      return {"image": samplers.draw(of, keys, image_shape, **options)}
+      return {
+        "image": samplers.draw(field(vars, cond, w=w, scale=scale), keys, image_shape, **options)
+      }
     of, log_prob = unguided(vars, cond, w, scale), label_log_prob(vars, cond["label"])
-    ts, (k_x, k_z) = samplers.check(of.path, options), noise.split(keys)
-    own = {k: v for k, v in options.items() if k not in ("name", "steps", "grid")}
     guide = lambda x_t, t: scale * jax.grad(lambda x_t: jnp.sum(log_prob(x_t, t)))(x_t)
-    x = noise.normal(k_x, image_shape)
-    return {"image": ancestral.ancestral(of, x, k_z, ts, guide=guide, **own)}
+    return {"image": samplers.draw(of, keys, image_shape, guide=guide, **options)}
 
   return base._replace(init=init, fns={**base.fns, "sample": sample, "field": field})
 

@@ -5,7 +5,8 @@ Survey D08, Sec. 6.1, Table 7.
 A network that maps any point of a trajectory of the probability-flow ODE to its start: distilled
 from a trained diffusion model, or trained alone. Any model with a `field` is a denoiser, so it may
 be the teacher and give the student its network; with an EDM network f is the paper's, to the
-letter. Deviations: Adam in place of RAdam; l2 in place of LPIPS.
+letter. A field that clips x, as those of DDPM, Improved DDPM and ADM do, stops gradients where it
+does. Deviations: Adam in place of RAdam; l2 in place of LPIPS; DDPM++ in place of NCSN++.
 """
 
 import functools
@@ -60,7 +61,7 @@ def build(
   levels=(),
   guidance_weight=0.0,
 ):
-  """The Method; the defaults distill the paper's CIFAR-10 model but for the metric.
+  """The Method; the defaults distill the paper's CIFAR-10 model, but for the deviations above.
 
   The networks of the denoiser are kept under "net", those of its target under "net_ema" and those
   of the teacher, a whole run that `init_from` names, under "teacher".

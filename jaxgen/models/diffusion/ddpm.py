@@ -63,19 +63,14 @@ def build(
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label, k_dropout = noise.split(keys, 3)
-    label = None
-    if n_classes:
-      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     fn = eps_fn(vars, label, noise.stream(k_dropout))
     return score.simple(fn, batch["image"], k_loss, path=path).mean(), Aux()
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}. x is clipped to [-1, 1], as the paper's sampler does."""
-    method.check_cond(cond, n_classes, w)
     of = lambda label: paths.eps_field(path, eps_fn(vars, label))
-    conditional = of(cond.get("label"))
-    guided = guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
-    return guidance.clipped(guided)
+    return guidance.clipped(guidance.of_labels(of, cond, n_classes, w))
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
@@ -83,9 +78,12 @@ def build(
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, without labels, in nats [B]."""
-    method.check_batch(batch, image_shape, 0)
-    return -elbo.diffusion_bound(field(vars), batch["image"], keys, terms=bound_terms)
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
+    """
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
+    return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
     init,

@@ -7,12 +7,11 @@ over patches in place of the UNet, guided without a classifier. The authors' cod
 the four latent channels; the paper, and we unless `guided_channels` says otherwise, guide all.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
-from jaxgen.core.method import Aux, Method, Phase, Vars
+from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.nn import dit
 from jaxgen.objectives import elbo
 from jaxgen.samplers import guidance
@@ -32,7 +31,7 @@ def build(
   tx={"lr": 1e-4},
   ema=0.9999,
   accumulate=1,
-  sampler={"name": "ancestral", "steps": 250},
+  sampler={"name": "ancestral", "steps": 250, "grid": "spaced"},
   guidance_weight=0.0,
   guided_channels=None,
   clip=False,
@@ -51,7 +50,7 @@ def build(
     guidance_weight: w; 0 does not guide. The paper's scale is 1 + w.
     guided_channels: how many channels, from the first, are guided; None is all, as in the paper. 3
       is what the authors' code does, and the numbers of the paper were measured with.
-    clip: whether samplers keep x in [-1, 1]: for pixels.
+    clip: whether samplers keep x in [-1, 1]: for pixels, of which alone it offers a log_prob.
     bound_terms: times at which log_prob takes the terms of the bound; T takes every one.
 
   Raises:
@@ -71,30 +70,21 @@ def build(
     method.check_number(name, beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
   path = paths.Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
   samplers.check(path, sampler)
-  fixed = dict(patch_size=patch_size, out_channels=2 * C, n_classes=n_classes)
-  net = nn.module(dit.DiT, "net_args", {**dit.SIZES[size], **net_args}, **fixed)
-  net.check(H, W)
-
-  def init(key):
-    label = jnp.zeros(1, jnp.int32) if n_classes else None
-    return Vars({"net": net.init(key, jnp.zeros((1, *image_shape)), jnp.zeros(1), label)["params"]})
+  fields = {**dit.SIZES[size], **net_args}
+  nn.module(dit.DiT, "net_args", fields, patch_size=patch_size).check(H, W)
+  init, apply_net = nn.image_net(
+    "DiT", image_shape, n_classes, 2 * C, patch_size=patch_size, **fields
+  )
 
   def net_fn(vars, label=None):
     """(x_t, t) -> [B, H, W, 2C]: eps, and the log variance between -1 and 1."""
-
-    def fn(x_t, t):
-      given = jnp.full(len(x_t), n_classes) if n_classes and label is None else label
-      # The network counts time from 0, as the official one does.
-      return net.apply({"params": vars.params["net"]}, x_t, t - 1.0, given)
-
-    return fn
+    # The network counts time from 0, as the official one does.
+    return lambda x_t, t: apply_net(vars, x_t, t - 1.0, label)
 
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label = noise.split(keys)
-    label = None
-    if n_classes:
-      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     fn = net_fn(vars, label)
     return elbo.diffusion_hybrid(fn, batch["image"], k_loss, path=path).mean(), Aux()
 
@@ -118,13 +108,16 @@ def build(
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, without labels, in nats [B]; not for latents."""
-    method.check_batch(batch, image_shape, 0)
-    return -elbo.diffusion_bound(field(vars), batch["image"], keys, terms=bound_terms)
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
+    """
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
+    return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
     init,
     {"net": Phase(loss, ("net",), optim.adam(**tx), accumulate=accumulate)},
     ema=optim.averages("net", ema),
-    fns={"sample": sample, "field": field, "log_prob": log_prob},
+    fns={"sample": sample, "field": field, **({"log_prob": log_prob} if clip else {})},
   )

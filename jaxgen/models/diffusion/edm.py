@@ -9,15 +9,13 @@ log-normal noise levels and sampled by Heun's method. Deviation: labels dropped 
 guidance (arXiv:2207.12598) are not in the paper, nor by default here.
 """
 
-import math
-
 import jax.numpy as jnp
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.nn import augment as augment_lib
-from jaxgen.objectives import change_of_variables, likelihood, score
+from jaxgen.objectives import change_of_variables, score
 from jaxgen.objectives import preconditioning as preconditioning_lib
 from jaxgen.samplers import guidance, ode
 
@@ -51,7 +49,7 @@ def build(
     sigma_min, sigma_max: the noise levels of sampling and of log_prob.
     augment: probability of `augment.augment` in training; above 0 it needs net_args.augment = 9.
     tx, ema: of `optim.adam` and `optim.averages`; the defaults are 10 million images of warm-up, a
-      half-life of half a million and the paper's ramp-up of it, for batches of 512.
+      half-life of half a million and nearly the paper's ramp-up of it, for batches of 512.
     accumulate: micro-batches an update.
     sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
     ode_steps: of Runge-Kutta's method in log_prob, four evaluations each.
@@ -77,9 +75,8 @@ def build(
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label, k_dropout, k_augment = noise.split(keys, 4)
-    x, label, inputs = batch["image"], None, {}
-    if n_classes:
-      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    x, inputs = batch["image"], {}
+    label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     if augment:
       x, inputs["augment"] = augment_lib.augment(k_augment, x, augment)
     fn = denoiser(vars, label, noise.stream(k_dropout), **inputs)
@@ -87,10 +84,8 @@ def build(
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}, for which only label_dropout trains."""
-    method.check_cond(cond, n_classes, w)
     of = lambda label: paths.x_field(path, denoiser(vars, label))
-    conditional = of(cond.get("label"))
-    return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
+    return guidance.of_labels(of, cond, n_classes, w)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
@@ -98,22 +93,20 @@ def build(
     return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, given their labels if any, in nats [B].
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
 
     That of the density at sigma_min, by the probability flow of Eq. 1. Estimated with one draw of
     dequantization and trace an example, both unbiased. On Gaussian data 50 steps are within 0.0002
     bits/dim on average, of any width from 0.01 to 0.4.
     """
-    method.check_batch(batch, image_shape, n_classes)
-    k_pixels, k_trace = noise.split(keys)
-    x = likelihood.dequantize(k_pixels, batch["image"])
-    cond = {"label": batch["label"]} if n_classes else {}
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
     ts = jnp.linspace(sigma_min ** (1 / 7), sigma_max ** (1 / 7), ode_steps + 1) ** 7  # Eq. 5
     velocity = field(vars, cond, w=0.0).velocity
-    density = change_of_variables.ode_log_prob(
-      velocity, x, k_trace, ts, solve=ode.rk4, prior_std=path.prior_std
+    return change_of_variables.image_log_prob(
+      velocity, batch["image"], keys, ts, solve=ode.rk4, prior_std=path.prior_std
     )
-    return density + math.prod(image_shape) * math.log(likelihood.BIN)
 
   return Method(
     init,

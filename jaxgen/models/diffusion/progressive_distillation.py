@@ -5,11 +5,10 @@ arXiv:2202.00512.
 Survey D06, Eq. 89.
 
 A v-prediction model in continuous time, sampled by DDIM; then students of half as many steps each,
-which start as their teachers (experiments/distill.py). Deviations: DDPM's UNet in place of Improved
-DDPM's; classes, with labels dropped for classifier-free guidance (arXiv:2207.12598).
+which start as their teachers (experiments/distill.py). Deviations: v, which the paper also has, in
+place of x on CIFAR-10; ADM's layers in place of its code's UNet; classes, with labels dropped for
+classifier-free guidance (arXiv:2207.12598).
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
-from jaxgen.objectives import change_of_variables, distillation, likelihood
+from jaxgen.objectives import change_of_variables, distillation
 from jaxgen.samplers import guidance
 
 
@@ -26,13 +25,10 @@ def build(
   image_shape=(32, 32, 3),
   n_classes=0,
   label_dropout=0.1,
-  net="UNet",
+  net="ADM",
   net_args={
-    "channels": 256,
-    "multipliers": (1, 1, 1),
-    "n_res_blocks": 3,
-    "attention": (16, 8),
-    "dropout": 0.2,
+    "channels": 256, "multipliers": (1, 1, 1), "n_res_blocks": 3, "attention": (16, 8),
+    "head_channels": 0, "heads": 1, "dropout": 0.2,
   },
   steps=0,
   tx={"lr": 2e-4, "warmup": 1000, "weight_decay": 1e-3, "clip": 1.0},
@@ -41,8 +37,8 @@ def build(
   sampler={"name": "ddim", "steps": 1024},
   guidance_weight=0.0,
   ode_steps=100,
-):
-  """The Method; the defaults are the first teacher of the paper's CIFAR-10 run but for the UNet.
+):  # fmt: skip
+  """The Method; the defaults are those of the first teacher of the paper's CIFAR-10 run.
 
   Args:
     image_shape: (H, W, C) of batches and samples, in [-1, 1].
@@ -82,9 +78,8 @@ def build(
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, n_classes)
     k_loss, k_label, k_dropout = noise.split(keys, 3)
-    x, label = batch["image"], None
-    if n_classes:
-      label = guidance.drop_labels(k_label, batch["label"], label_dropout, n_classes)
+    x = batch["image"]
+    label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     if not steps:
       fn = v_fn(vars, label, noise.stream(k_dropout))
       return distillation.v_prediction(fn, x, k_loss, path=path).mean(), Aux()
@@ -95,10 +90,8 @@ def build(
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}."""
-    method.check_cond(cond, n_classes, w)
     of = lambda label: paths.v_field(path, v_fn(vars, label))
-    conditional = of(cond.get("label"))
-    return guidance.classifier_free(conditional, of(None), w) if w and cond else conditional
+    return guidance.of_labels(of, cond, n_classes, w)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`.
@@ -110,17 +103,18 @@ def build(
     return {"image": samplers.draw(clipped, keys, image_shape, **options)}
 
   def log_prob(vars, batch, keys):
-    """A lower bound on log P of 8-bit images, without labels, in nats [B].
+    """A lower bound on log P of 8-bit images, in nats [B].
+
+    Of the null class, or given the labels where label_dropout is 0.
 
     That of the probability flow, with one draw of dequantization and trace an example, both
     unbiased; Heun's steps crowd at the data, where the density is steep.
     """
-    method.check_batch(batch, image_shape, 0)
-    k_pixels, k_trace = noise.split(keys)
-    x = likelihood.dequantize(k_pixels, batch["image"])
+    cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
     ts = jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3
-    density = change_of_variables.ode_log_prob(field(vars).velocity, x, k_trace, ts)
-    return density + math.prod(image_shape) * math.log(likelihood.BIN)
+    return change_of_variables.image_log_prob(
+      field(vars, cond, w=0.0).velocity, batch["image"], keys, ts
+    )
 
   return Method(
     init,

@@ -67,6 +67,8 @@ def build(
     """
     method.check_batch(batch, image_shape, 0)
     paths.check_times(path, t)
+    known = method.concrete(t)
+    method.check("t", t, known is None or (known >= 1.0).all(), "1 or more: 1 is without noise")
     x_t = batch["image"].astype(jnp.float32)
     found = logits(vars, x_t, jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:1]))
     return {"score": jax.nn.log_softmax(found).max(-1), "logits": found}
