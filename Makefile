@@ -4,6 +4,7 @@
 # make soak         runs that are killed, damaged and starved, nine minutes
 # make pod          TPU_SETUP.md's launch commands, two hosts played by two processes
 # make bench        what the parallel modes cost, on CPU devices; a Frechet distance against scipy's
+# make bench-peers  training and sampling steps of diffusion models, ours and diffusers', on one CPU core
 # make pages        MODELS.md, EQUATIONS.md, RESULTS.md
 # make notebooks    runs the notebooks and stores what they show, four minutes
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 EXTRAS ?= test
 NEWEST ?= $(shell for p in python3.13 python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
 
-.PHONY: quickstart test parity test-newest soak pod bench pages notebooks clean
+.PHONY: quickstart test parity test-newest soak pod bench bench-peers pages notebooks clean
 
 quickstart: .venv/ready
 	.venv/bin/python -m experiments.quickstart
@@ -35,6 +36,9 @@ pod: .venv/ready
 bench: .venv/ready
 	.venv/bin/python -m benchmarks.modes
 	.venv/bin/python -m benchmarks.frechet
+
+bench-peers: .venv-parity/ready
+	.venv-parity/bin/python -m benchmarks.diffusion
 
 pages: .venv/ready
 	.venv/bin/python -m jaxgen.pages
