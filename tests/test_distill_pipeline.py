@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -36,8 +37,9 @@ def command(runs):
 
 
 @pytest.fixture
-def parsed(command):
+def parsed(command, monkeypatch):
   """The command's flags, for `distill.main` in this process."""
+  monkeypatch.setattr(sys, "argv", command)  # where --config looks for fields of its own
   with flagsaver.flagsaver():
     flags.FLAGS(command)
     yield

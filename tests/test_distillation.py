@@ -239,9 +239,9 @@ def test_training_has_the_gradient_of_distillation_as_levels_grow():
   def gradients(scales):
     x, eps, w = quadrature(scales - 1)
     target, n = functools.partial(f, jnp.full(2, 0.3)), jnp.repeat(jnp.arange(1, scales), 9)
-    given = dict(x=x, keys=rows(len(x)), scales=scales, n=n, eps=eps)
+    given = dict(x=x, scales=scales, n=n, eps=eps)
     loss = lambda objective, **kw: (
-      lambda c: objective(functools.partial(f, c), target, **given, **kw) @ w
+      lambda c: objective(functools.partial(f, c), target, keys=rows(len(x)), **given, **kw) @ w
     )
     cd = loss(distillation.consistency_distillation, teacher=DATA.field(EDM))
     ct = loss(distillation.consistency_training)

@@ -118,7 +118,7 @@ def gaussian_fn(x_t, t):
 @pytest.mark.evidence("D04", "M")
 def test_importance_sampling_is_unbiased_and_less_noisy():
   """The mean of L_t / p_t is L_0 + ... + L_{T-1} for any p; p ~ sqrt(E L_t^2) has less variance."""
-  n = 20_000
+  n = 10_000
   x = jnp.round((DATA.mean + DATA.std * jax.random.normal(KEY(0), (n, 1)) + 1) * 127.5) / 127.5 - 1
   field = paths.learned_field(PATH, gaussian_fn)
   eps = np.random.default_rng(0).standard_normal((30, n, 1), np.float32)

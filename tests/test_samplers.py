@@ -261,7 +261,7 @@ def test_every_sampler_of_configs_draws_the_data(on):
     found = {}
     for name in sorted(set(allowed(on)) - {"langevin"}):  # whose step is chosen for the data
       where = [grid for grid in WHERE[on] if grid in allowed(on)[name]]
-      start = lambda path, t, xi=z if name in STOCHASTIC else xi: DATA.at(path, t, xi)
+      start = functools.partial(DATA.at, xi=z if name in STOCHASTIC else xi)
       found[name] = along(name, DATA.field(path), start, where, 100) if where else {}
     return found
 

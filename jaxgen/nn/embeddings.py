@@ -24,7 +24,7 @@ def timestep_embedding(t, dim, *, max_period=10_000, endpoint=True, cos_first=Fa
 
 
 def check_label(label, n_classes):
-  """Raises ValueError for a label [B] without classes, and for None where there are classes."""
+  """Raises ValueError for a label [B] where n_classes is 0, and for None where it is not."""
   if (label is not None) != (n_classes > 0):
     allowed = "int32 [B]" if n_classes else "None"
     given = None if label is None else label.shape
@@ -38,7 +38,7 @@ def one_hot(label, n_classes):
 
 
 def augmentation(augment, n, size):
-  """What a network is told of augmentations, [n, size]: augment, or zeros for None.
+  """What a network is told of augmentations: augment [n, size] itself, or zeros for None.
 
   Raises ValueError for an augment of another shape. n, size: scalars.
   """
