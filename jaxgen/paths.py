@@ -486,7 +486,8 @@ def moved(field, path):
   """`field` on another path: x_t there is x_s here, both [B, ...], where their log_snr are equal.
 
   arXiv:2206.00364, Sec. 5: what lets any solver run any network. Infinite where alpha is 0; times
-  whose log_snr the field's own path does not reach are those of its nearer end.
+  whose log_snr the field's own path does not reach are those of its nearer end. Its predict raises
+  ValueError, see `Field`.
   """
 
   def predict(x_t, t):

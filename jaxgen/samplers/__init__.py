@@ -32,6 +32,11 @@ def _on_velocity(solve):
   return solver
 
 
+def _spaced(path, n):
+  paths.check_steps(path, n)
+  return grids.spaced(path, (n,))
+
+
 _SAMPLERS = {
   "adaptive": _on_velocity(ode.adaptive),
   "ancestral": ancestral.ancestral,
@@ -58,7 +63,7 @@ _GRIDS = {
   "karras": grids.karras,
   "log_snr": grids.log_snr,
   "quadratic": grids.quadratic,
-  "spaced": lambda path, n: grids.spaced(path, (n,)),
+  "spaced": _spaced,
   "strided": grids.strided,
   "uniform": grids.uniform,
 }
