@@ -265,7 +265,7 @@ CALLS = [
   ("clip=1: expected", lambda: tiny(clip=1)),
   ("beta_T=2: expected", lambda: tiny(beta_T=2)),
   ("bound_terms=20: expected", lambda: tiny(T=10, bound_terms=20)),
-  ("counts[0]=250: expected a whole number, 1 to 10", lambda: tiny(T=10, bound_terms=1)),
+  ("steps=250: expected a whole number, 1 to 10", lambda: tiny(T=10, bound_terms=1)),
   ("label=(1,): expected None", lambda: shapes(NET.clone(n_classes=0), label=LABEL)),
   ("label=None: expected int32", lambda: shapes(NET, label=None)),
   ("dim=6: expected a multiple of 4", lambda: dit.positions(6, 2, 2)),
