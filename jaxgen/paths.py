@@ -485,14 +485,13 @@ def learned_field(path, fn):
 def moved(field, path):
   """`field` on another path: x_t there is x_s here, both [B, ...], where their log_snr are equal.
 
-  arXiv:2206.00364, Sec. 5: what lets any solver run any network. Infinite where alpha is 0; times
-  whose log_snr the field's own path does not reach are those of its nearer end. Its predict raises
-  ValueError, see `Field`.
+  arXiv:2206.00364, Sec. 5: what lets any solver run any network. Infinite where alpha is 0. Times
+  whose log_snr the field's own path does not reach are what its network makes of them; its predict
+  raises ValueError for them where they are known, and see `Field`.
   """
 
   def predict(x_t, t):
-    last = max(field.path.t_noise, field.path.t_data)
-    s = jnp.clip(field.path.time(log_snr(path, _on(path, t, t))), 0.0, last)
+    s = field.path.time(log_snr(path, _on(path, t, t)))
     return field.predict(expand(field.path.alpha(s) / path.alpha(t), x_t) * x_t, s)
 
   return Field(path, predict)

@@ -1,7 +1,7 @@
 r"""ADM and its classifier guidance, arXiv:2105.05233.
 
 python -m experiments.train --config=configs/diffusion/adm.py:imagenet64 --workdir=runs/adm
-Paper, Table 5, FID: ImageNet 64x64, without guidance (args.classifier_scale=0), 2.07; ImageNet
+Paper: FID, Table 5: ImageNet 64x64, without guidance (args.classifier_scale=0), 2.07; ImageNet
 256x256 10.94, guided 4.59; LSUN Bedroom, 1000 steps, 1.90. Ours: RESULTS.md.
 
 The classifier is a run of the same variant of configs/representation/noisy_classifier.py.

@@ -93,7 +93,10 @@ class _Ends(NamedTuple):
 
 
 # What a sampler divides by, or evaluates, at the ends: sampler -> (does it fit, what would).
-_bounded = (lambda ends: all(map(math.isfinite, ends.last)), "a finite velocity at the last time")
+_bounded = (
+  lambda ends: all(map(math.isfinite, ends.last)) and (ends.last[2] > 0.0 or ends.last[1] != 0.0),
+  "a velocity that is known at the last time",
+)
 _drifting = (lambda ends: ends.first[0] > 0.0, "alpha above 0 at the first time")
 _visible = (lambda ends: ends.first[2] < 1e3 * ends.first[0], "sigma below 1000 alpha at first")
 _unscaled = (
