@@ -145,10 +145,10 @@ def _plan(path, options):
   own, steps = {k: v for k, v in own.items() if k not in _NEEDS}, own["steps"]
   for option, value in own.items():
     method.check_weight(f"sampler.{option}", value)
-  ts = _times(path, steps, grid)
-  if name in _FITS and method.concrete(ts) is not None:
-    with jax.ensure_compile_time_eval():
-      ends = _Ends(*([float(c) for c in paths.coefficients(path, ts[i])] for i in (0, -1)))
+  with jax.ensure_compile_time_eval():  # known also while JAX traces
+    ts = _times(path, steps, grid)
+    ends = _Ends(*([float(c) for c in paths.coefficients(path, ts[i])] for i in (0, -1)))
+  if name in _FITS:
     fits, allowed = _FITS[name]
     method.check("sampler", name, fits(ends), f"another on {type(path).__name__}, or {allowed}")
   return ts, own
