@@ -19,7 +19,6 @@ from jaxgen import results
 from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
 from jaxgen.core import method as method_lib
-from jaxgen.data import sources
 from jaxgen.metrics import evaluation, extractors
 
 TABLE = flags.DEFINE_string("table", None, "A file of results/comparisons.", required=True)
@@ -34,9 +33,9 @@ COLUMNS, BATCH_SIZE = 10, 100
 def measure(row, run, networks, names, n):
   """Writes the numbers of a row of the table; returns what each was measured with."""
   method, vars, config = run
-  spec, size = config.data.source, config.data.image_size or None
-  source = sources.open_source(spec, "train", image_size=size)
-  real = evaluation.Data(source, spec, "train", min(REFERENCE_N.value or len(source), len(source)))
+  real = evaluation.open_data(
+    config.data.source, "train", REFERENCE_N.value, config.data.image_size
+  )
   key, n_classes = loop.root_keys(SEED.value).sample, config.args.get("n_classes", 0)
   judged = evaluation.draw_samples(method, vars, key, n, n_classes, **row["options"])
   found = evaluation.compare(names, networks, judged, real, BATCH_SIZE)

@@ -19,7 +19,7 @@ from jaxgen import results
 from jaxgen.core import checkpoint, loop, parallel, report
 from jaxgen.core import config as config_lib
 from jaxgen.core import method as method_lib
-from jaxgen.data import sources, text
+from jaxgen.data import text
 from jaxgen.metrics import evaluation, extractors, frechet
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run.")
@@ -63,7 +63,12 @@ def of_run(names, networks):
     results.check_fits(pathlib.Path(ROW.value), workdir)
   found = {}
   if own := [name for name in names if name in evaluation.OF_METHODS]:
-    told = (data(spec, SPLIT.value, N.value, size), keys.evaluate, n_classes, BATCH_SIZE.value)
+    told = (
+      evaluation.open_data(spec, SPLIT.value, N.value, size),
+      keys.evaluate,
+      n_classes,
+      BATCH_SIZE.value,
+    )
     found |= evaluation.of_method(own, method, vars, *told)
   if of_features := [name for name in names if name in evaluation.OF_FEATURES]:
     method_lib.check("model", config.model, "sample" in method.fns, "one that samples")
@@ -76,14 +81,14 @@ def of_run(names, networks):
 
 def of_images(names, networks):
   """Label -> what is measured of images as they are."""
-  images = data(IMAGES.value, "train", N.value, IMAGE_SIZE.value)
+  images = evaluation.open_data(IMAGES.value, "train", N.value, IMAGE_SIZE.value)
   found = {}
   if "clip_score" in names:
     tokenize = text.clip_tokenizer(VOCABULARY.value)
     network = next(n for n in networks if "text" in n.outputs)
     found |= evaluation.of_captions(network, tokenize, images, BATCH_SIZE.value)
   if any(name in evaluation.OF_PAIRS for name in names):
-    others = data(SOURCE.value, REFERENCE_SPLIT.value, N.value, IMAGE_SIZE.value)
+    others = evaluation.open_data(SOURCE.value, REFERENCE_SPLIT.value, N.value, IMAGE_SIZE.value)
     found |= evaluation.of_pairs(names, networks, images, others, BATCH_SIZE.value)
   if of_features := [name for name in names if name in evaluation.OF_FEATURES]:
     judged = evaluation.read_images(images.source, images.n)
@@ -98,15 +103,9 @@ def compare(names, networks, judged, spec, size):
     moments, file = frechet.read_moments(MOMENTS.value), pathlib.Path(MOMENTS.value).name
     real = evaluation.Data(moments, file, "", moments.n)
   elif spec:
-    real = data(spec, REFERENCE_SPLIT.value, REFERENCE_N.value, size)
+    real = evaluation.open_data(spec, REFERENCE_SPLIT.value, REFERENCE_N.value, size)
   told = (judged, real, BATCH_SIZE.value)
   return evaluation.compare(names, networks, *told, allow_few=ALLOW_FEW.value)
-
-
-def data(spec, split, n, size):
-  """The first n examples, or all."""
-  source = sources.open_source(spec, split, image_size=size or None)
-  return evaluation.Data(source, spec, split, min(n or len(source), len(source)))
 
 
 def main():

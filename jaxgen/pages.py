@@ -108,7 +108,7 @@ def measured():
             "cost", "commit")  # fmt: skip
   lines = [_result(key, row, name) for key, row in rows.items() for name in row["measures"] or [""]]
   details = [_details(*item) for item in rows.items()]
-  tables = results.read_comparisons(index.ROOT / "results")
+  tables = results.read(index.ROOT / "results/comparisons", results.check_comparison)
   compared = [_comparison(*item) for item in tables.items()]
   return "\n".join([_RESULTS, _table(titles, lines), *compared, *details, _soak()])
 

@@ -198,10 +198,8 @@ class Cosine:
   @property
   def _angles(self):
     """Of (x, eps) to the data axis at t = 0, and to the noise axis at t = 1; what lies between."""
-    first, last = (
-      math.atan(math.exp(-0.5 * self.log_snr_max)),
-      math.atan(math.exp(0.5 * self.log_snr_min)),
-    )
+    first = math.atan(math.exp(-0.5 * self.log_snr_max))
+    last = math.atan(math.exp(0.5 * self.log_snr_min))
     return first, last, 0.5 * math.pi - first - last
 
   def alpha(self, t):  # as the sine of the other angle: exact near t = 1 in float32 too
@@ -258,6 +256,17 @@ class Discrete:
   def time(self, log_snr):
     table = jnp.asarray(-self._log_alphas)
     return jnp.interp(-0.5 * jax.nn.log_sigmoid(log_snr), table, jnp.arange(len(table)) + 0.0)
+
+
+def linear_chain(beta_1, beta_T, T):
+  """The Discrete path of betas [T] from beta_1 to beta_T in equal steps. arXiv:2006.11239, Sec. 4.
+
+  beta_1, beta_T, T: scalars. Raises ValueError for a beta that is not between 0 and 1, and for T.
+  """
+  method.check_count("T", T)
+  for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
+    method.check_number(name, beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
+  return Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
 
 
 def cosine_betas(T, *, s=0.008, largest=0.999):

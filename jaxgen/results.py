@@ -196,15 +196,6 @@ def check_comparison(where, table):
       raise ValueError(f"{where}: rows[{i}].values: expected finite numbers")
 
 
-def read_comparisons(folder):
-  """Name -> checked table, of folder/comparisons. Raises ValueError as `check_comparison`."""
-  tables = {}
-  for path in sorted((folder / "comparisons").glob("*.json")):
-    tables[path.stem] = json.loads(path.read_text())
-    check_comparison(path.name, tables[path.stem])
-  return tables
-
-
 def read_soak(folder):
   """The checked content of folder/soak/soak.json. Raises ValueError for another form."""
   row = json.loads((folder / "soak/soak.json").read_text())
@@ -212,13 +203,16 @@ def read_soak(folder):
   return row
 
 
-def read(folder):
-  """Name -> checked row, of the JSON files of a folder, by name. Raises ValueError as `check`."""
-  rows = {}
+def read(folder, check=check):
+  """Name -> checked content, of the JSON files of a folder, by name. Raises ValueError as `check`.
+
+  check: the function above, for rows, or `check_comparison`.
+  """
+  found = {}
   for path in sorted(folder.glob("*.json")):
-    rows[path.stem] = json.loads(path.read_text())
-    check(path.name, rows[path.stem])
-  return rows
+    found[path.stem] = json.loads(path.read_text())
+    check(path.name, found[path.stem])
+  return found
 
 
 def ours(row, name):

@@ -185,10 +185,10 @@ def check_fraction(name, value):
 
 
 def check_unit(name, value):
-  """Raises ValueError for a `value`, where it is known, that is not from 0 to 1."""
+  """Raises ValueError unless `value`, where it is known, is a number from 0 to 1."""
   known = concrete(value)
-  good = known is None or ((known >= 0.0) & (known <= 1.0)).all()
-  check(name, value, good, "at least 0 and at most 1")
+  if known is not None:
+    check_number(name, known.item(), lambda v: 0.0 <= v <= 1.0, "at least 0 and at most 1")
 
 
 def check_dtype(name, value):
@@ -206,8 +206,7 @@ def check_image_shape(image_shape):
 def check_conditioning(n_classes, label_dropout, guidance_weight):
   """Raises ValueError for the numbers of a class-conditional model where they are out of range."""
   check_count("n_classes", n_classes, 0)
-  rate = lambda v: 0.0 <= v <= 1.0
-  check_number("label_dropout", label_dropout, rate, "at least 0 and at most 1")
+  check_unit("label_dropout", label_dropout)
   check_number("guidance_weight", guidance_weight, math.isfinite, "a finite number")
   _check_guided("guidance_weight", guidance_weight, n_classes)
 

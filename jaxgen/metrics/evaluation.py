@@ -167,6 +167,15 @@ class Data(NamedTuple):
   n: int
 
 
+def open_data(spec, split, n, size):
+  """Data of the first n examples of a split of a source, or of all for n = None.
+
+  size: in pixels, as images are resized; 0 leaves them. Raises ValueError for a bad source.
+  """
+  source = sources.open_source(spec, split, image_size=size or None)
+  return Data(source, spec, split, min(n or len(source), len(source)))
+
+
 def check(names, networks, *, run, real, moments, vocabulary):
   """Raises ValueError for a name that is not in NAMES or for which something is missing.
 

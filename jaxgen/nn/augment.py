@@ -145,7 +145,7 @@ def augment(keys, images, p=0.12):
   keys: [B]. images: in [-1, 1], which the filter may leave by a little. p: of `draw`. Raises
   ValueError for a p outside [0, 1].
   """
-  method.check_number("p", p, lambda p: 0.0 <= p <= 1.0, "at least 0 and at most 1")
+  method.check_unit("p", p)
   d = draw(keys, p)
   pick = lambda on, image, axis: jnp.where(on[:, None, None, None], jnp.flip(image, axis), image)
   images = pick(d.flip_y, pick(d.flip_x, images, 2), 1)

@@ -69,19 +69,8 @@ _GRIDS = {
 }
 NAMES = tuple(_SAMPLERS)
 # Parameters that are not for a config: arrays, and functions of a notebook.
-_GIVEN = (
-  "field",
-  "velocity_fn",
-  "x",
-  "keys",
-  "ts",
-  "z",
-  "guide",
-  "B",
-  "sizes",
-  "predictor",
-  "step_size",
-)
+_GIVEN = ("field", "velocity_fn", "x", "keys", "ts", "z", "guide")
+_GIVEN += ("B", "sizes", "predictor", "step_size")
 _NEEDS = ("name", "steps")
 
 
@@ -111,12 +100,14 @@ _FITS = {
 }
 
 
-def draw(field, keys, shape, *, guide=None, **options):
+def draw(field, keys, shape, sampler={}, *, guide=None, **options):
   """Samples [B, *shape] of `field`, from its noise end to its data end.
 
-  keys: [B]. options: of `check`. guide: of `ancestral`, which alone takes one; x_t [B, *shape] and
-  t [B] to a gradient. Raises ValueError for options that it refuses.
+  keys: [B]. sampler, options: scalars, of `check`; options change those of `sampler`, or with a
+  `name` replace it. guide: of `ancestral`, which alone takes one; x_t [B, *shape] and t [B] to a
+  gradient. Raises ValueError for options that it refuses.
   """
+  options = options if "name" in options else {**sampler, **options}
   path, (ts, own) = field.path, _plan(field.path, options)
   own |= {"guide": guide} if guide else {}
   k_x, k_z = noise.split(keys)
@@ -147,10 +138,10 @@ def _plan(path, options):
     method.check_weight(f"sampler.{option}", value)
   with jax.ensure_compile_time_eval():  # known also while JAX traces
     ts = _times(path, steps, grid)
-    ends = _Ends(*([float(c) for c in paths.coefficients(path, ts[i])] for i in (0, -1)))
-  if name in _FITS:
-    fits, allowed = _FITS[name]
-    method.check("sampler", name, fits(ends), f"another on {type(path).__name__}, or {allowed}")
+    if name in _FITS:
+      ends = _Ends(*([float(c) for c in paths.coefficients(path, ts[i])] for i in (0, -1)))
+      fits, allowed = _FITS[name]
+      method.check("sampler", name, fits(ends), f"another on {type(path).__name__}, or {allowed}")
   return ts, own
 
 

@@ -41,7 +41,7 @@ def rescaled(cond, uncond, w, phi, *, interval=None):
   0 nothing changes. Raises ValueError as there, and for a phi outside [0, 1].
   """
   _check_interval(interval)
-  method.check_number("phi", phi, lambda v: 0.0 <= v <= 1.0, "at least 0 and at most 1")
+  method.check_unit("phi", phi)
   path = cond.path
 
   def predict(x_t, t):
@@ -96,17 +96,26 @@ def classifier(field, log_prob_fn, scale):
   method.check("scale", scale, known is None or math.isfinite(known), "a finite number")
 
   def predict(x_t, t):
-    def total(x_t):
-      log_prob = log_prob_fn(x_t, t)
-      method.check("log_prob_fn", log_prob.shape, log_prob.shape == x_t.shape[:1], "a result [B]")
-      return jnp.sum(log_prob)
-
     p, at = field.predict(x_t, t), paths.expand(t, x_t)
     alpha, sigma = field.path.alpha(at), field.path.sigma(at)
-    shift = scale * sigma * jax.grad(total)(x_t)
+    shift = scale * sigma * gradient(log_prob_fn)(x_t, t)
     return p._replace(x=p.x + sigma / alpha * shift, eps=p.eps - shift)
 
   return paths.Field(field.path, predict)
+
+
+def gradient(log_prob_fn):
+  """grad log p(y | x_t) as a function (x_t [B, ...], t [B]) -> [B, ...]. arXiv:2105.05233, Alg. 1.
+
+  log_prob_fn: of `classifier`, in nats. Raises ValueError where its result is not [B].
+  """
+
+  def total(x_t, t):
+    log_prob = log_prob_fn(x_t, t)
+    method.check("log_prob_fn", log_prob.shape, log_prob.shape == x_t.shape[:1], "a result [B]")
+    return jnp.sum(log_prob)
+
+  return jax.grad(total)
 
 
 def label_log_prob(logits_fn, label):

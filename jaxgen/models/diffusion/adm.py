@@ -8,7 +8,6 @@ here as they are under the one name "classifier".
 """
 
 import jax
-import jax.numpy as jnp
 
 from jaxgen import samplers
 from jaxgen.core import method
@@ -100,14 +99,12 @@ def build(
     cond, w, scale: of `field`, which samplers follow, but for "ancestral", which takes
     arXiv:2105.05233, Alg. 1. A `name` in options replaces `sampler`.
     """
-    options = options if "name" in options else {**sampler, **options}
-    if options["name"] != "ancestral" or not (classifier and cond and scale):
-      return {
-        "image": samplers.draw(field(vars, cond, w=w, scale=scale), keys, image_shape, **options)
-      }
-    of, log_prob = unguided(vars, cond, w, scale), label_log_prob(vars, cond["label"])
-    guide = lambda x_t, t: scale * jax.grad(lambda x_t: jnp.sum(log_prob(x_t, t)))(x_t)
-    return {"image": samplers.draw(of, keys, image_shape, guide=guide, **options)}
+    guided, draw = classifier and cond and scale, (keys, image_shape, sampler)
+    if not guided or options.get("name", sampler["name"]) != "ancestral":
+      return {"image": samplers.draw(field(vars, cond, w=w, scale=scale), *draw, **options)}
+    gradient = guidance.gradient(label_log_prob(vars, cond["label"]))
+    guide = lambda x_t, t: scale * gradient(x_t, t)
+    return {"image": samplers.draw(unguided(vars, cond, w, scale), *draw, guide=guide, **options)}
 
   return base._replace(init=init, fns={**base.fns, "sample": sample, "field": field})
 

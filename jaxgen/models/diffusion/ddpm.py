@@ -6,8 +6,6 @@ A UNet that predicts the noise in x_t, trained with L_simple and sampled by its 
 Classes, with labels dropped for classifier-free guidance (arXiv:2207.12598), are not in the paper.
 """
 
-import numpy as np
-
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
@@ -48,11 +46,8 @@ def build(
   """
   image_shape = method.check_image_shape(image_shape)
   method.check_conditioning(n_classes, label_dropout, guidance_weight)
-  method.check_count("T", T)
+  path = paths.linear_chain(beta_1, beta_T, T)
   method.check_count("bound_terms", bound_terms, 1, T)
-  for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
-    method.check_number(name, beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
-  path = paths.Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
   samplers.check(path, sampler)
   init, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
@@ -74,8 +69,7 @@ def build(
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
-    options = options if "name" in options else {**sampler, **options}
-    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
+    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, sampler, **options)}
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B].

@@ -63,12 +63,9 @@ def build(
     method.check_count("guided_channels", guided_channels, 1, C)
   method.check("size", size, size in dit.SIZES, f"one of {', '.join(dit.SIZES)}")
   method.check_count("patch_size", patch_size)
-  method.check_count("T", T)
+  path = paths.linear_chain(beta_1, beta_T, T)
   method.check_count("bound_terms", bound_terms, 1, T)
   method.check("clip", clip, isinstance(clip, bool), "True or False")
-  for name, beta in (("beta_1", beta_1), ("beta_T", beta_T)):
-    method.check_number(name, beta, lambda b: 0.0 < b < 1.0, "between 0 and 1")
-  path = paths.Discrete(tuple(np.linspace(beta_1, beta_T, T).tolist()))
   samplers.check(path, sampler)
   fields = {**dit.SIZES[size], **net_args}
   nn.module(dit.DiT, "net_args", fields, patch_size=patch_size).check(H, W)
@@ -104,8 +101,7 @@ def build(
 
     cond, w: of `field`; a `name` in options replaces `sampler`.
     """
-    options = options if "name" in options else {**sampler, **options}
-    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
+    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, sampler, **options)}
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B].

@@ -60,7 +60,7 @@ def build(
   image_shape = method.check_image_shape(image_shape)
   method.check_conditioning(n_classes, label_dropout, guidance_weight)
   method.check_count("ode_steps", ode_steps)
-  method.check_number("augment", augment, lambda p: 0.0 <= p <= 1.0, "at least 0 and at most 1")
+  method.check_unit("augment", augment)
   told = net_args.get("augment", 0) == augment_lib.LABELS
   method.check("augment", augment, told or not augment, "0, unless net_args.augment is 9")
   row = preconditioning_lib.by_name(preconditioning, preconditioning_args)
@@ -89,8 +89,7 @@ def build(
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
-    options = options if "name" in options else {**sampler, **options}
-    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
+    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, sampler, **options)}
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B].

@@ -98,9 +98,8 @@ def build(
 
     x is clipped to [-1, 1] at every step, as the paper's sampler does.
     """
-    options = options if "name" in options else {**sampler, **options}
     clipped = guidance.clipped(field(vars, cond, w=w))
-    return {"image": samplers.draw(clipped, keys, image_shape, **options)}
+    return {"image": samplers.draw(clipped, keys, image_shape, sampler, **options)}
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B].

@@ -79,8 +79,7 @@ def build(
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. cond, w: of `field`; a `name` in options replaces `sampler`."""
-    options = options if "name" in options else {**sampler, **options}
-    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, **options)}
+    return {"image": samplers.draw(field(vars, cond, w=w), keys, image_shape, sampler, **options)}
 
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B]. Eq. 39.
