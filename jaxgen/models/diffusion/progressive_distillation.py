@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
-from jaxgen.objectives import change_of_variables, distillation
+from jaxgen.objectives import change_of_variables, distillation, likelihood
 from jaxgen.samplers import guidance
 
 
@@ -110,10 +110,8 @@ def build(
     unbiased; Heun's steps crowd at the data, where the density is steep.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    ts = jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3
-    return change_of_variables.image_log_prob(
-      field(vars, cond, w=0.0).velocity, batch["image"], keys, ts
-    )
+    fn, ts = field(vars, cond, w=0.0).velocity, likelihood.flow_times(path, ode_steps)
+    return change_of_variables.image_log_prob(fn, batch["image"], keys, ts)
 
   return Method(
     init,

@@ -2,18 +2,19 @@
 
 Survey R06, Eq. 107-112, Box 11.
 
-A network regressed on the velocities of straight conditional paths (the paper's OT path), sampled
-by an ODE solver. Deviations: DDPM's UNet in place of ADM's; classes, with labels dropped for
-classifier-free guidance (arXiv:2207.12598), are not in the paper.
+A network regressed on the velocities of Gaussian conditional paths: the paper's straight ones (OT),
+those of diffusion, or cosines; sampled by an ODE solver. Deviations: DDPM's UNet in place of ADM's;
+classes, with labels dropped for classifier-free guidance (arXiv:2207.12598), are not in the paper.
 """
-
-import jax.numpy as jnp
 
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
-from jaxgen.objectives import change_of_variables, velocity
+from jaxgen.objectives import change_of_variables, likelihood, velocity
 from jaxgen.samplers import guidance
+
+# arXiv:2210.02747, Eq. 20 (OT) and 18 (diffusion); arXiv:2202.00512, Sec. 2.
+PATHS = {"Linear": paths.Linear, "VP": paths.VP, "Cosine": paths.Cosine}
 
 
 def build(
@@ -23,7 +24,8 @@ def build(
   label_dropout=0.1,
   net="UNet",
   net_args={"channels": 256, "multipliers": (1, 2, 2, 2), "attention": (16,), "dropout": 0.0},
-  sigma_min=0.0,
+  path="Linear",
+  path_args={"sigma_min": 0.0},
   tx={"lr": 5e-4, "warmup": 45_000, "decay": "linear", "steps": 391_000},
   ema=0.9999,
   accumulate=1,
@@ -37,7 +39,7 @@ def build(
     image_shape: (H, W, C) of batches, in [-1, 1], and samples, which are not clipped.
     n_classes: 0, or the number of labels; label_dropout: how often training leaves the label out.
     net, net_args: of `nn.image_net`.
-    sigma_min: the noise that is left at the data.
+    path: "Linear", "VP" or "Cosine"; path_args: numbers of its class in `paths`.
     tx, ema: of `optim.adam` and `optim.averages`. accumulate: micro-batches an update.
     sampler: of `samplers.draw`: a name, steps and options. guidance_weight: w; 0 does not guide.
     ode_steps: of Heun's method in log_prob.
@@ -48,7 +50,9 @@ def build(
   image_shape = method.check_image_shape(image_shape)
   method.check_conditioning(n_classes, label_dropout, guidance_weight)
   method.check_count("ode_steps", ode_steps)
-  path = paths.Linear(sigma_min)
+  method.check("path", path, path in PATHS, f"one of {', '.join(PATHS)}")
+  method.check_keywords("path_args", path_args, PATHS[path], path)
+  path = PATHS[path](**path_args)
   samplers.check(path, sampler)
   init, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
 
@@ -82,9 +86,9 @@ def build(
     are 0.01 bits/dim below the limit; uniform steps are far from it.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    ts = 1.0 - jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3
+    fn, ts = velocity_fn(vars, cond.get("label")), likelihood.flow_times(path, ode_steps)
     return change_of_variables.image_log_prob(
-      velocity_fn(vars, cond.get("label")), batch["image"], keys, ts
+      fn, batch["image"], keys, ts, prior_std=path.prior_std
     )
 
   return Method(
