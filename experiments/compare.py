@@ -19,6 +19,7 @@ from jaxgen import results
 from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
 from jaxgen.core import method as method_lib
+from jaxgen.data import pipeline
 from jaxgen.metrics import evaluation, extractors
 
 TABLE = flags.DEFINE_string("table", None, "A file of results/comparisons.", required=True)
@@ -36,8 +37,8 @@ def measure(row, run, networks, names, n):
   real = evaluation.open_data(
     config.data.source, "train", REFERENCE_N.value, config.data.image_size
   )
-  key, n_classes = loop.root_keys(SEED.value).sample, config.args.get("n_classes", 0)
-  judged = evaluation.draw_samples(method, vars, key, n, n_classes, **row["options"])
+  key, conditions = loop.root_keys(SEED.value).sample, inference.conditions(config, method, n)
+  judged = evaluation.draw_samples(method, vars, key, conditions, **row["options"])
   found = evaluation.compare(names, networks, judged, real, BATCH_SIZE)
   row["values"] = {label: float(f"{x['value']:.6g}") for label, x in found.items()}
   print(json.dumps({row["name"]: row["values"]}), flush=True)
@@ -47,8 +48,8 @@ def measure(row, run, networks, names, n):
 def picture(row, run):
   """A few samples of a row of the table, of classes in turn."""
   method, vars, config = run
-  n_classes = config.args.get("n_classes", 0)
-  cond = {"label": np.arange(COLUMNS, dtype=np.int32) % n_classes} if n_classes else {}
+  conditions = inference.conditions(config, method, COLUMNS)
+  cond = conditions.cond(pipeline.load(conditions, np.arange(COLUMNS)))
   draw = inference.sampler(method, COLUMNS, **row["options"])
   return draw(vars, loop.root_keys(SEED.value).sample, COLUMNS, cond)["image"]
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments import launch
 from jaxgen import results
-from jaxgen.core import checkpoint, loop, parallel, report
+from jaxgen.core import checkpoint, inference, loop, parallel, report
 from jaxgen.core import config as config_lib
 from jaxgen.core import method as method_lib
 from jaxgen.data import text
@@ -70,12 +70,19 @@ def of_run(names, networks):
       BATCH_SIZE.value,
     )
     found |= evaluation.of_method(own, method, vars, *told)
-  if of_features := [name for name in names if name in evaluation.OF_FEATURES]:
+  if sampled := [name for name in names if name not in evaluation.OF_METHODS]:
     method_lib.check("model", config.model, "sample" in method.fns, "one that samples")
     options = launch.options(OPTIONS.value, method.fns["sample"])
-    draw = (method, vars, keys.sample, SAMPLES.value, n_classes)
-    judged = evaluation.draw_samples(*draw, **options)
-    found |= compare(of_features, networks, judged, spec, size)
+    conditions = inference.conditions(config, method, SAMPLES.value)
+    drawn = (method, vars, keys.sample, conditions)
+    judged = evaluation.draw_samples(*drawn, **options)
+    if of_flow := [name for name in sampled if name in evaluation.OF_FLOWS]:
+      found |= evaluation.of_flow(of_flow, *drawn, BATCH_SIZE.value, **options)
+    if any(name in evaluation.OF_POINTS for name in sampled):
+      points = evaluation.open_data(spec, REFERENCE_SPLIT.value, None, size)
+      found |= evaluation.of_points(judged, points, BATCH_SIZE.value)
+    if of_features := [name for name in sampled if name in evaluation.OF_FEATURES]:
+      found |= compare(of_features, networks, judged, spec, size)
   return found, workdir
 
 

@@ -42,8 +42,7 @@ def main(_):
   config, out = config_lib.read(CONFIG.value), checkpoint.open_workdir(WORKDIR.value)
   loop.run(config, out)
   method, vars = checkpoint.load(out)
-  key, cond = loop.root_keys(config.train.seed).sample, loop.grid_labels(config.args.n_classes)
-  n = len(cond["label"])
+  key, (n, cond) = loop.root_keys(config.train.seed).sample, loop.grid_cond(config, method)
   images = inference.sampler(method, n)(parallel.replicate(vars), key, n, cond)["image"]
   report.save_png(out / "samples.png", report.grid(images, loop.GRID_COLUMNS))
   labels = np.unique(cond["label"])

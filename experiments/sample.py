@@ -28,14 +28,13 @@ def main():
   method_lib.check("workdir", WORKDIR.value, "sample" in method.fns, "a model that samples")
   options = launch.options(OPTIONS.value, method.fns["sample"])
   workdir = checkpoint.open_workdir(WORKDIR.value)
-  n_classes = config_lib.read_snapshot(workdir).args.get("n_classes", 0)
-  labels = loop.grid_labels(n_classes)
-  n = N.value or len(labels.get("label", range(loop.GRID_COLUMNS**2)))
-  cond = {k: np.resize(v, n) for k, v in labels.items()}
+  config = config_lib.read_snapshot(workdir)
+  n_classes = config.args.get("n_classes", 0)
+  n, cond = loop.grid_cond(config, method, N.value)
   if LABEL.value is not None:
     if LABEL.value >= n_classes:
       raise ValueError(f"label={LABEL.value}: expected less than n_classes={n_classes}")
-    cond = {"label": np.full(n, LABEL.value, np.int32)}
+    cond["label"] = np.full(n, LABEL.value, np.int32)
   draw = inference.sampler(method, min(n, BATCH_SIZE.value), **options)
   images = draw(parallel.replicate(vars), loop.root_keys(SEED.value).sample, n, cond)["image"]
   if jax.process_index():

@@ -216,6 +216,28 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trigonometric:
+  """alpha = sin(pi t / 2), sigma = cos(pi t / 2), elementwise: a quarter circle, t = 1 the data.
+
+  SiT's generalised VP path, arXiv:2401.08740, Sec. 2.1, the trigonometric interpolant of
+  arXiv:2303.08797, Sec. 4. `Cosine` runs the other way and stops short of the ends.
+  """
+
+  t_noise = 0.0
+  t_data = 1.0
+  prior_std = 1.0
+
+  def alpha(self, t):
+    return jnp.sin(0.5 * math.pi * t)
+
+  def sigma(self, t):  # as the sine of the other angle: exact near t = 1 in float32 too
+    return jnp.sin(0.5 * math.pi * (1.0 - t))
+
+  def time(self, log_snr):
+    return jnp.arctan(jnp.exp(0.5 * log_snr)) * (2.0 / math.pi)
+
+
+@dataclasses.dataclass(frozen=True)
 class Discrete:
   """DDPM's chain: t = 0 is data, T = len(betas) noise. arXiv:2006.11239, Eq. 4.
 

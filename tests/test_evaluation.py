@@ -83,7 +83,9 @@ def measures(batch_size):
     patch.setenv("JAXGEN_CACHE", folder)
     for again in (False, True):  # the second time from the cache
       data = evaluation.Data(source, "digits", "train", 150)
-      judged = evaluation.draw_samples(made, vars, KEY, 37, 10, name="euler", steps=2)
+      judged = evaluation.draw_samples(
+        made, vars, KEY, inference.Conditions(37, 10), name="euler", steps=2
+      )
       some = evaluation.compare(names, [projection()], judged, data, batch_size)
       assert again is False or some == found
       found |= some

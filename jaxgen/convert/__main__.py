@@ -18,7 +18,18 @@ import sys
 
 from jaxgen.convert import weights
 
-NETWORKS = ("adm", "clip", "ddpm", "dit", "efficientnet", "i3d", "inception", "ncsnpp", "vgg")
+NETWORKS = (
+  "adm",
+  "clip",
+  "ddpm",
+  "dit",
+  "efficientnet",
+  "i3d",
+  "inception",
+  "mmdit",
+  "ncsnpp",
+  "vgg",
+)
 
 
 def check_published(path, published):

@@ -24,7 +24,7 @@ FIELDS = {
   "args": _TABLE,  # keywords of its build()
   "init_from": _TABLE,  # network -> run that it starts from
   "data": {
-    "source": _TEXT,  # "digits", "npz:PATH", "folder:PATH", "array_record:PATH", "tfds:NAME"
+    "source": _TEXT,  # of data.sources: "digits", "npz:PATH", "tfds:NAME", ...
     "batch_size": _COUNT,  # of one micro-batch, over all devices and hosts
     "image_size": _COUNT_OR_0,  # resize and crop to this; 0 leaves images as they are
     "flip": (lambda v: isinstance(v, bool), "True or False"),  # left and right, at random

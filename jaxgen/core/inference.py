@@ -1,8 +1,10 @@
 """Sampling and evaluation of a trained method, over all devices, in batches of any size."""
 
 import concurrent.futures
+import dataclasses
 import itertools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from jaxgen import noise
 from jaxgen.core import method as method_lib
 from jaxgen.core import parallel
-from jaxgen.data import pipeline
+from jaxgen.data import pipeline, sources
 from jaxgen.metrics import likelihood
 
 ROWS = 32  # examples that one device evaluates at a time; another number rounds in another way
@@ -38,6 +40,42 @@ def sampler(method, rows, **options):
     return jax.tree.map(lambda *x: np.concatenate(x)[:n], *parts)
 
   return draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+  """What n samples are given, as a source: classes in turn, and arrays of a source's examples."""
+
+  n: int
+  n_classes: int = 0
+  given: tuple[str, ...] = ()  # of Method
+  source: Any = None  # of examples that have them, which begin again at their end
+
+  def __len__(self):
+    return self.n
+
+  def __getitem__(self, i):
+    label = {"label": np.int32(i % max(self.n_classes, 1))}
+    example = self.source[i % len(self.source)] if self.given else {}
+    return label | {name: example[name] for name in self.given}
+
+  def cond(self, batch):
+    """The `cond` of samples, of a batch that was loaded from here."""
+    names = (*self.given, *(("label",) if self.n_classes else ()))
+    return {name: batch[name] for name in names}
+
+
+def conditions(config, method, n, split="test"):
+  """The Conditions of n samples of a run, of this split of its data.
+
+  Raises ValueError for data without that split, or without what the method is given.
+  """
+  source, data = None, config.data
+  if method.given:
+    source = sources.open_source(data.source, split, image_size=data.image_size or None)
+    missing = {*method.given} - {*source[0]}
+    method_lib.check("data.source", data.source, not missing, f"data with {', '.join(missing)}")
+  return Conditions(n, config.args.get("n_classes", 0), method.given, source)
 
 
 def by_example(fn, batch_size):

@@ -206,24 +206,28 @@ def _pictures(config, method):
   """(vars, key) -> samples [n, H, W, C]: always of the same noise, one class a row; or None."""
   if not config.train.sample_every or "sample" not in method.fns:
     return None
-  cond = grid_labels(config.args.get("n_classes", 0))
-  n = len(cond["label"]) if cond else GRID_COLUMNS**2
+  n, cond = grid_cond(config, method)
   draw = inference.sampler(method, n)
   return lambda vars, key: draw(vars, key, n, cond)["image"]
 
 
 def trace_sample(config, method, vars, **options):
   """Raises now what a bad sampler would raise when it draws. options: keywords of `sample`."""
-  cond = {k: v[:1] for k, v in grid_labels(config.args.get("n_classes", 0)).items()}
+  cond = {k: v[:1] for k, v in grid_cond(config, method)[1].items()}
   mean = lambda vars: method_lib.averaged(method, vars)
   sample = lambda vars, keys: method.fns["sample"](mean(vars), keys, cond, **options)
   jax.eval_shape(sample, vars, jax.random.split(jax.random.key(0), 1))
 
 
-def grid_labels(n_classes):
-  """{"label": int32 [n]} of a grid with one class a row, ten at most; {} without classes."""
-  rows = np.arange(min(n_classes, 10), dtype=np.int32)
-  return {"label": rows.repeat(GRID_COLUMNS)} if n_classes else {}
+def grid_cond(config, method, n=None):
+  """(n, cond of n samples): by default those of a grid, which has one class a row, ten at most."""
+  n_classes = config.args.get("n_classes", 0)
+  rows = min(n_classes, 10) or GRID_COLUMNS
+  conditions = inference.conditions(config, method, n or rows * GRID_COLUMNS)
+  cond = conditions.cond(pipeline.load(conditions, np.arange(len(conditions))))
+  if n_classes:
+    cond["label"] = np.resize(np.arange(rows, dtype=np.int32).repeat(GRID_COLUMNS), len(conditions))
+  return len(conditions), cond
 
 
 def _prepare(config, method, state, given, feed, key, workdir):

@@ -64,6 +64,7 @@ class Method(NamedTuple):
   fns: Mapping[str, Callable] = {}  # sample, field, log_prob, encode, decode, cache, step, detect
   calibrate: Callable[[Vars, Batch, Array], Vars] | None = None  # data-dependent initialisation
   serves: tuple[str, ...] = ()  # networks that `fns` need; empty: all
+  given: tuple[str, ...] = ()  # what, beside a label, `sample` needs in cond: arrays as in batches
 
 
 def build(model, args):
@@ -245,6 +246,18 @@ def check_batch(batch, image_shape, n_classes):
     raise ValueError(f"n_classes={n_classes}: expected data with labels, these have none")
   if n_classes:
     _check_label(batch["label"], n_classes)
+
+
+def check_given(arrays, shapes):
+  """Raises ValueError unless a batch or cond has float arrays [B, ...] of these names and shapes.
+
+  shapes: name -> shape of an example.
+  """
+  for name, shape in shapes.items():
+    x = arrays.get(name)
+    allowed = f"a float array [B, {', '.join(map(str, shape))}]"
+    check(name, x if x is None else x.shape, x is not None and x.shape[1:] == shape, allowed)
+    check(name, str(x.dtype), jnp.issubdtype(x.dtype, jnp.floating), allowed)
 
 
 def check_cond(cond, n_classes, w=0.0):

@@ -4,9 +4,9 @@ Whole *global* batches of indices are formed first and each host loads its conti
 example is lost or reordered when the number of hosts changes, and the step is the position: nothing
 else is saved to resume.
 
-What leaves here, as numpy arrays: `image` and `video` float32 in [-1, 1] from uint8; other floats
-float32, unscaled; `label` and other integers int32; bool as it is. Strings are dropped: captions
-become tokens on the host, before this.
+What leaves here, as numpy arrays: `image`, `video` and `start` float32 in [-1, 1] from uint8; other
+floats float32, unscaled; `label` and other integers int32; bool as it is. Strings are dropped:
+captions become tokens on the host, before this.
 """
 
 import collections
@@ -20,7 +20,7 @@ from absl import flags
 from jaxgen.data import sources
 
 AHEAD = 4  # batches read ahead in each process
-PIXELS = {"image": 4, "video": 5}  # rank of a batch [B, (T,) H, W, C]
+PIXELS = {"image": 4, "video": 5, "start": 4}  # rank of a batch [B, (T,) H, W, C]
 
 
 def to_float(image):
@@ -77,7 +77,7 @@ def batches(
   """Iterator over the global batches start, ..., steps - 1: dicts of [K, rows / hosts, ...].
 
   source: random access, items are dicts of numpy arrays. rows: of a global micro-batch; K =
-  micro_batches. flip: mirrors `image` and `video` along W for half of the examples; the coin
+  micro_batches. flip: mirrors what is made of pixels along W for half of the examples; the coin
   belongs to the example of the global batch. n_classes: labels must be 0 ... n_classes - 1.
   workers: processes that load (0: threads of this one). host, hosts: this process and how many,
   by default jax's.

@@ -1,4 +1,4 @@
-"""Where examples come from: digits, npz, folders of images, array_record and TensorFlow Datasets.
+"""Where examples come from: digits, npz, folders, array_record, TensorFlow Datasets, points.
 
 A source is a random-access sequence: `len(source)`; `source[i]`, one example as a dict of numpy
 arrays; `source.labels`, int32 [N], or None where finding them would mean reading every example;
@@ -6,6 +6,7 @@ and, where that is faster, `source.take(index [n])`, a dict of arrays [n, ...].
 
   image      uint8, or float in [-1, 1], [H, W, C]        label      int32 scalar
   video      the same, [T, H, W, C]                       caption    string
+  start      of the form of image: where a flow to it starts
   anything else (embedding, tokens, ...) as it was stored
 
 Files are untrusted: nothing is unpickled or unpacked to disk, and sizes are checked before memory
@@ -31,6 +32,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxgen.core import method
+from jaxgen.data import toys
 
 MAX_BYTES = 16 * 2**30  # of all the arrays of one npz file
 MAX_RATIO = 200  # of those bytes to the file's, where they are more than SMALL
@@ -50,6 +52,9 @@ def open_source(spec, split, *, image_size=None):
                               sub-folders are classes, captions.jsonl beside them gives captions
         array_record:PATH     PATH/train.array_record and PATH/test.array_record, or one file
         tfds:NAME             tensorflow_datasets.data_source(NAME)
+        toy:NAME              points of `data.toys`, always the same 50,000 for training and 10,000
+                              for tests, as float images [1, 1, 2]
+        pair:A->B             of two sources: the images of B, each with one of A as its `start`
   image_size: every image comes out of `square`: uint8 [image_size, image_size, C].
 
   Raises ValueError for an unknown kind or split, for data that is empty, damaged or not finite, for
@@ -108,7 +113,7 @@ def checked(arrays, index):
       finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
       if not finite.all():
         raise ValueError(f"{name} of example {index[np.argmin(finite)]} has NaN or infinity")
-    if name in ("image", "video") and values.dtype.kind == "f":
+    if name in ("image", "video", "start") and values.dtype.kind == "f":
       method.check_scale(name, values)
   if "label" not in arrays:
     return arrays
@@ -235,7 +240,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Squares:
-  """Another source with its images made uint8 [size, size, C]."""
+  """Another source with its images, and their starts, made uint8 [size, size, C]."""
 
   source: Any
   size: int
@@ -245,11 +250,32 @@ class Squares:
 
   def __getitem__(self, i):
     example = self.source[i]
-    return {**example, "image": square(example["image"], self.size)}
+    images = {k: square(v, self.size) for k, v in example.items() if k in ("image", "start")}
+    return {**example, **images}
 
   @property
   def labels(self):
     return self.source.labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """The images of `second` with images of `first` as their starts; the shorter one begins again."""
+
+  first: Any
+  second: Any
+
+  def __len__(self):
+    return max(len(self.first), len(self.second))
+
+  def __getitem__(self, i):
+    start = self.first[i % len(self.first)]["image"]
+    return {**self.second[i % len(self.second)], "start": start}
+
+  @property
+  def labels(self):
+    labels = self.second.labels
+    return None if labels is None else labels[np.arange(len(self)) % len(labels)]
 
 
 def _digits(_, split):
@@ -323,12 +349,28 @@ def _tfds(name, split):
   return Records(tfds.data_source(name, split=split), read)
 
 
+def _toy(name, split):
+  sets = {"gaussians8": toys.gaussians8, "moons": toys.moons, "checkerboard": toys.checkerboard}
+  method.check("source", f"toy:{name}", name in sets, f"toy: and one of {', '.join(sets)}")
+  seed, n = (0, 50_000) if split == "train" else (1, 10_000)
+  points = sets[name](np.random.RandomState(seed), n)  # numpy keeps this stream for ever
+  return Arrays({"image": points[:, None, None].astype(np.float32)})
+
+
+def _pair(where, split):
+  specs = where.split("->")
+  method.check("source", f"pair:{where}", len(specs) == 2, "pair:A->B, where A and B are sources")
+  return Pair(*(open_source(spec, split) for spec in specs))
+
+
 KINDS = {
   "digits": _digits,
   "npz": _npz,
   "folder": _folder,
   "array_record": _array_record,
   "tfds": _tfds,
+  "toy": _toy,
+  "pair": _pair,
 }
 
 

@@ -7,6 +7,7 @@ paper used has it the paper's: FID, sFID, KID, Inception score, FVD.
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import noise, samplers
 from jaxgen.core import checkpoint, inference, parallel
 from jaxgen.core import method as method_lib
 from jaxgen.data import sources
@@ -26,7 +28,9 @@ from jaxgen.metrics import (
   precision_recall,
   reconstruction,
   reference,
+  transport,
 )
+from jaxgen.samplers import ode
 
 
 class Measure(NamedTuple):
@@ -91,10 +95,18 @@ OF_METHODS = {  # name -> (label, the function of a Method that it needs)
   "importance_nll": ("NLL, nats", "log_prob"),
   "accuracy": ("accuracy", "detect"),
 }
+OF_FLOWS = {  # name -> (label, how), of the probability flow of a method's field
+  "nfe": ("NFE", "mean evaluations of the field by Dormand and Prince's pair"),
+  "straightness": ("straightness", "mean of S(Z) / D, in the time of the path"),
+  "transport_cost": ("transport cost", "mean of |Z_1 - Z_0|^2 / D"),
+}
+OF_POINTS = {"wasserstein": "W2"}
+POINT = 64  # numbers, at most: between larger images this distance says little
 DRAWS = 500  # of z an image, for importance_nll
 OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
 OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
-NAMES = (*OF_METHODS, *OF_FEATURES, *OF_PAIRS, "clip_score")
+OF_RUNS = (*OF_METHODS, *OF_FLOWS, *OF_POINTS)
+NAMES = (*OF_RUNS, *OF_FEATURES, *OF_PAIRS, "clip_score")
 PAPERS = {  # of measures with the published weights
   "FD-Inception": "FID",
   "sFD-Inception": "sFID",
@@ -116,8 +128,9 @@ def labels():
     for part, output in parts.items()
     if output in outputs
   }
-  named = [*OF_METHODS.values(), *OF_PAIRS.values()]
-  return of_features | {label for label, _ in named} | {"CLIP score", *PAPERS.values()}
+  named = [*OF_METHODS.values(), *OF_PAIRS.values(), *OF_FLOWS.values()]
+  others = {"CLIP score", *OF_POINTS.values(), *PAPERS.values()}
+  return of_features | {label for label, _ in named} | others
 
 
 def _label(name, network):
@@ -142,20 +155,19 @@ def read_images(source, n=None):
   return Judged(draw, {}, source, jax.random.key(0), n or len(source), "images as given")
 
 
-def draw_samples(method, vars, key, n, n_classes=0, **options):
-  """n samples of a Method, as Judged; of classes in turn where it has any.
+def draw_samples(method, vars, key, conditions, **options):
+  """Samples of a Method, as Judged; vars: whole on every device.
 
-  vars: whole on every device. options: keywords of the method's `sample`.
+  conditions: what they are given, of `inference.conditions`. options: keywords of `sample`.
   """
 
   def draw(vars, batch, keys):
-    cond = {"label": batch["label"]} if n_classes else {}
-    return method.fns["sample"](method_lib.averaged(method, vars), keys, cond, **options)
+    vars = method_lib.averaged(method, vars)
+    return method.fns["sample"](vars, keys, conditions.cond(batch), **options)
 
-  labels = np.arange(n, dtype=np.int32) % max(n_classes, 1)
   told = ", ".join(f"{k}={v}" for k, v in options.items())
   what = f"samples, {told}" if told else "samples"
-  return Judged(draw, vars, sources.Arrays({"label": labels}), key, n, what)
+  return Judged(draw, vars, conditions, key, len(conditions), what)
 
 
 class Data(NamedTuple):
@@ -192,7 +204,7 @@ def check(names, networks, *, run, real, moments, vocabulary):
     able = output is None or any(output in network.outputs for network in networks)
     method_lib.check("extractors", labels, able, f"one with {output}, for {name}")
     against = OF_FEATURES[name].against if name in OF_FEATURES else ""
-    if name in OF_METHODS:
+    if name in OF_RUNS:
       told(name, run, f"others without a run, whose measure {name} is")
     elif name not in OF_FEATURES:
       told(name, not run, f"others of a run: {name} is of --images")
@@ -239,6 +251,62 @@ def _accuracy(method, vars, data, key, n_classes, batch_size):
 
   run = inference.by_example(right, batch_size)
   return float(run(vars, data.source, key, data.n, n_classes).mean(dtype=np.float64))
+
+
+def of_flow(names, method, vars, key, conditions, batch_size, **options):
+  """{label: dict} of means over trajectories, of OF_FLOWS, as `compare` returns it.
+
+  vars: whole on every device. conditions: what they are given, of `inference.conditions`. options:
+  keywords of `sample`, of which the flow has those of `field`, such as w. Raises ValueError where
+  the method has no field.
+  """
+  fns = method.fns
+  method_lib.check("measures", names[0], "field" in fns, "others: this model has no field")
+  own = {k: v for k, v in options.items() if k in inspect.signature(fns["field"]).parameters}
+
+  def fn(vars, batch, keys):
+    vars, cond = method_lib.averaged(method, vars), conditions.cond(batch)
+    shape = jax.eval_shape(fns["sample"], vars, keys, cond)["image"].shape[1:]
+    field, size = fns["field"](vars, cond, **own), math.prod(shape)
+    x = cond.get("start", samplers.prior(field.path, noise.split(keys)[0], shape))
+    field, ts = transport.probability_flow(field)
+    x1, straightness = transport.simulate(field.velocity, x, ts, solve=ode.adaptive)
+    found = {
+      "nfe": ode.evaluations(field.velocity, x, ts).astype(jnp.float32),
+      "straightness": straightness / size,
+      "transport_cost": transport.transport_cost(x, x1) / size,
+    }
+    return {name: found[name] for name in names}
+
+  run = inference.by_example(fn, batch_size)
+  values = run(vars, conditions, key, limit=len(conditions))
+  told = "".join(f", {k}={v}" for k, v in own.items())
+  told = f"{told}; noise to data, rtol = atol = 1e-5, a DDPM chain on the VP path"
+  named = {name: OF_FLOWS[name] for name in names}
+  return {label: _mean(values[k], None, how + told) for k, (label, how) in named.items()}
+
+
+def of_points(judged, data, batch_size):
+  """{"W2": dict} of samples and as many examples of data, as `compare` returns it.
+
+  judged: of `draw_samples`. data: Data. Raises ValueError for images of more than 64 numbers, for
+  more than 4,000 samples, and for fewer examples than samples.
+  """
+  many = f"{judged.n} or more, as there are samples"
+  method_lib.check("the number of examples", len(data.source), len(data.source) >= judged.n, many)
+  size = np.size(data.source[0]["image"])
+  method_lib.check("numbers an image", size, size <= POINT, f"{POINT} at most, for wasserstein")
+  method_lib.check_count("samples", judged.n, 1, transport.LARGEST)
+  x, y = (_images(j, batch_size) for j in (judged, read_images(data.source, judged.n)))
+  told = {"data": f"{data.spec} {data.split}", "n": judged.n}
+  how = f"{judged.what}; exact, of all against as many of the data"
+  value = transport.wasserstein(x, y)
+  return {"W2": {"value": value, "n": judged.n, "extractor": None, "reference": told, "how": how}}
+
+
+def _images(judged, batch_size):
+  run = inference.by_example(lambda *args: judged.draw(*args)["image"], batch_size)
+  return run(judged.vars, judged.source, judged.key, limit=judged.n).reshape(judged.n, -1)
 
 
 def compare(names, networks, judged, data, batch_size, *, allow_few=False):

@@ -1,5 +1,6 @@
 """Samplers: one `lax.scan` each, from noise to data, on anything that is a `paths.Field`."""
 
+import inspect
 import math
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ _SAMPLERS = {
   "edm": edm.heun,
   "euler": _on_velocity(ode.euler),
   "euler_maruyama": sde.euler_maruyama,
+  "flow_sde": sde.flow_sde,
+  "flow_sde_heun": sde.flow_sde_heun,
   "heun": _on_velocity(ode.heun),
   "langevin": langevin.annealed,
   "lms": lms.lms,
@@ -63,6 +66,7 @@ _GRIDS = {
   "karras": grids.karras,
   "log_snr": grids.log_snr,
   "quadratic": grids.quadratic,
+  "shifted": grids.shifted,
   "spaced": _spaced,
   "strided": grids.strided,
   "uniform": grids.uniform,
@@ -100,19 +104,30 @@ _FITS = {
 }
 
 
-def draw(field, keys, shape, sampler={}, *, guide=None, **options):
+def draw(field, keys, shape, sampler={}, *, start=None, guide=None, **options):
   """Samples [B, *shape] of `field`, from its noise end to its data end.
 
   keys: [B]. sampler, options: scalars, of `check`; options change those of `sampler`, or with a
-  `name` replace it. guide: of `ancestral`, which alone takes one; x_t [B, *shape] and t [B] to a
-  gradient. Raises ValueError for options that it refuses.
+  `name` replace it. start: [B, *shape], where to start in place of noise. guide: of `ancestral`,
+  which alone takes one; x_t [B, *shape] and t [B] to a gradient. Raises ValueError for options that
+  it refuses.
   """
   options = options if "name" in options else {**sampler, **options}
   path, (ts, own) = field.path, _plan(field.path, options)
   own |= {"guide": guide} if guide else {}
   k_x, k_z = noise.split(keys)
-  std = path.prior_std * path.sigma(ts[0]) / path.sigma(jnp.asarray(path.t_noise, ts.dtype))
-  return by_name(options["name"])(field, std * noise.normal(k_x, shape), k_z, ts, **own)
+  x = prior(path, k_x, shape, ts[0]) if start is None else start
+  return by_name(options["name"])(field, x, k_z, ts, **own)
+
+
+def prior(path, keys, shape, t=None):
+  """Where samplers start: normal noise [B, *shape] of the path's width at t, a scalar.
+
+  keys: [B]. t: None for the noise end.
+  """
+  end = jnp.float32(path.t_noise)
+  std = path.prior_std * path.sigma(end if t is None else t) / path.sigma(end)
+  return std * noise.normal(keys, shape)
 
 
 def check(path, options):
@@ -134,8 +149,12 @@ def _plan(path, options):
   name, grid = own.get("name"), own.pop("grid", "uniform")
   method.check_keywords("sampler", own, by_name(name), name, _GIVEN, _NEEDS)
   own, steps = {k: v for k, v in own.items() if k not in _NEEDS}, own["steps"]
+  defaults = {p.name: p.default for p in inspect.signature(by_name(name)).parameters.values()}
   for option, value in own.items():
-    method.check_weight(f"sampler.{option}", value)
+    if isinstance(defaults.get(option), str):  # a name, which the sampler checks
+      method.check(f"sampler.{option}", value, isinstance(value, str), "a name")
+    else:
+      method.check_weight(f"sampler.{option}", value)
   with jax.ensure_compile_time_eval():  # known also while JAX traces
     ts = _times(path, steps, grid)
     if name in _FITS:

@@ -86,6 +86,23 @@ def inner(path, ts, order):
   return jnp.asarray(np.concatenate([fine, ts[split + 1 :]]), jnp.float32)
 
 
+def shifted(path, n, *, shift=3.0):
+  """n levels, moved to the noise by `shift`, then the data, [n + 1]. arXiv:2403.03206, Eq. 23.
+
+  As in the authors' code, which counts 1000 steps of training: before the shift the levels fall in
+  equal steps from 1 to that of the first of the 1000, itself shifted. shift: a scalar, the paper's
+  alpha, 3 at 1024^2; 1 moves none. Raises ValueError for an n or shift that does not fit, and for a
+  path whose times are not from 0 to 1.
+  """
+  paths.check_steps(path, n)
+  method.check_positive("shift", shift)
+  fits = all(0.0 <= end <= 1.0 for end in (path.t_noise, path.t_data))
+  method.check("path", path, fits, "one whose times are from 0 to 1")
+  move = lambda s: shift * s / (1.0 + (shift - 1.0) * s)  # arXiv:2403.03206, Eq. 23
+  levels = np.append(move(np.linspace(1.0, move(1e-3), n)), 0.0)
+  return _made(path, path.t_data + (path.t_noise - path.t_data) * levels)
+
+
 def spaced(path, counts):
   """counts[i] steps from the i-th of equal parts of a chain, data first: [S + 1], S their sum.
 

@@ -1,0 +1,171 @@
+"""Stochastic interpolants: closed forms between Gaussians, bridges, SDEs, ends, errors."""
+
+import functools
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import noise, paths
+from jaxgen.objectives import interpolant, velocity
+from jaxgen.samplers import sde
+
+KEYS = jax.random.split(jax.random.key(0), 8)
+START, DATA = (0.7, 0.5), (-0.4, 0.8)  # mean and std of two Gaussians, coupled independently
+GAMMAS = {
+  "none": interpolant.Constant(),
+  "constant": interpolant.Constant(0.3),
+  "bridge": interpolant.Bridge(0.6),
+  "another": lambda t: 0.4 * jnp.sin(jnp.pi * t) ** 2,
+}
+
+
+def normal(seed, n=8):
+  return jax.random.normal(jax.random.key(seed), (3, n, 2))
+
+
+def exact(gamma, x, t):
+  """(b, eta, mean, std) of the interpolant of the two Gaussians at t, a number."""
+  (m0, s0), (m1, s1), t = START, DATA, jnp.asarray(t, x.dtype)
+  g, d_gamma = jax.jvp(gamma, (t,), (jnp.ones_like(t),))
+  mean, var = (1.0 - t) * m0 + t * m1, ((1.0 - t) * s0) ** 2 + (t * s1) ** 2 + g**2
+  moving = -(1.0 - t) * s0**2 + t * s1**2 + g * d_gamma  # covariance of dx_t/dt and x_t
+  return m1 - m0 + moving / var * (x - mean), g / var * (x - mean), mean, jnp.sqrt(var)
+
+
+@pytest.mark.parametrize("name", GAMMAS)
+@pytest.mark.evidence("R06", "M")
+def test_the_velocity_is_the_derivative_and_its_minimiser_the_closed_form(name):
+  """Regressing dx_t/dt and z on x_t, with many draws, gives the slopes of b and eta."""
+  gamma, t = GAMMAS[name], 0.3
+  x0, x1, z = jax.random.normal(jax.random.key(1), (3, 200_000, 1))
+  x0, x1 = START[0] + START[1] * x0, DATA[0] + DATA[1] * x1
+
+  @jax.jit
+  def run():
+    rows = jnp.full(len(x0), t)
+    x_t, u = interpolant.interpolate(x0, x1, z, rows, gamma=gamma)
+    at = lambda t: interpolant.interpolate(x0, x1, z, t, gamma=gamma)[0]
+    derivative = jax.jvp(at, (rows,), (jnp.ones_like(rows),))[1]
+    b, eta, *known = exact(gamma, x_t, t)
+    slopes = [jnp.mean((target - ours) * x_t) for target, ours in ((u, b), (z, eta))]
+    means = [jnp.mean(u - b), jnp.mean(z - eta)]
+    return derivative - u, jnp.stack(slopes + means), [x_t.mean(), x_t.std()], known
+
+  gap, errors, moments, known = run()
+  np.testing.assert_allclose(gap, 0.0, atol=1e-5)
+  np.testing.assert_allclose(errors, 0.0, atol=0.01)  # 5 errors of 200,000 draws
+  np.testing.assert_allclose(moments, known, atol=0.01)
+
+
+def test_losses_are_least_at_the_closed_form():
+  x0, x1, _ = normal(2, 4000)
+  x0, x1 = START[0] + START[1] * x0, DATA[0] + DATA[1] * x1
+  keys, gamma = noise.rows(jax.random.key(3), len(x0)), GAMMAS["bridge"]
+
+  @jax.jit
+  def run(shift):
+    fn = lambda i: lambda x, t: jax.vmap(lambda x, t: exact(gamma, x, t)[i])(x, t) + shift
+    return [
+      interpolant.velocity(fn(0), x0, x1, keys, gamma=gamma).mean(),
+      interpolant.denoiser(fn(1), x0, x1, keys, gamma=gamma).mean(),
+    ]
+
+  low, best, high = (np.array(run(jnp.float32(s))) for s in (-0.3, 0.0, 0.3))
+  # A shift by s adds s^2 = 0.09, but for draws: its sign changes by 2 s times the mean error
+  np.testing.assert_allclose(0.5 * (low + high) - best, 0.09, rtol=1e-3)
+  assert (best < low).all() and (best < high).all()
+
+
+def test_without_noise_it_is_flow_matching():
+  """The start in place of normal noise, on the straight path."""
+  x0, x1, _ = normal(4)
+  t, fn = noise.uniform(KEYS), lambda x, t: jnp.tanh(x) * paths.expand(t, x)
+  ours = interpolant.velocity(fn, x0, x1, KEYS, t=t)
+  theirs = velocity.flow_matching(fn, x1, KEYS, t=t, eps=x0)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.evidence("R06", "G")
+def test_golden_independent_conditional_flow_matching():
+  v, close = golden.load("cfm_icfm")
+  sigma = float(json_sigma())
+  x0, x1, t, z = (jnp.asarray(v[f"in.{k}"]) for k in ("x0", "x1", "t", "eps"))
+  x_t, u = interpolant.interpolate(x0, x1, z, t, gamma=interpolant.Constant(sigma))
+  close(x_t, "x_t")
+  close(u, "u_t")
+
+
+def json_sigma():
+  return 0.1  # of its sidecar
+
+
+def test_the_bridge_has_the_velocity_of_schroedinger_bridge_cfm():
+  """arXiv:2302.00482: (1 - 2t) / (2t (1 - t)) (x - mu) + x1 - x0."""
+  x0, x1, z = normal(5)
+  t = jnp.linspace(0.05, 0.95, 8)
+  x_t, u = interpolant.interpolate(x0, x1, z, t, gamma=interpolant.Bridge(0.5))
+  s = paths.expand(t, x0)
+  mu = (1.0 - s) * x0 + s * x1
+  known = (1.0 - 2.0 * s) / (2.0 * s * (1.0 - s)) * (x_t - mu) + x1 - x0
+  np.testing.assert_allclose(u, known, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose((x_t - mu) / z, 0.5 * jnp.sqrt(s * (1.0 - s)) + 0.0 * z, rtol=1e-3)
+
+
+def test_random_times_stay_off_the_ends_of_a_bridge():
+  """The target there is infinite; noise and times are each example's own."""
+  keys, seen = noise.rows(jax.random.key(0), 20_000), {}
+
+  def fn(x, t):
+    seen["t"] = t
+    return 0.0 * x
+
+  x0, x1 = jnp.zeros((2, 20_000, 1))
+  for gamma, low in ((interpolant.Bridge(t_min=0.1), 0.1), (interpolant.Constant(), 0.0)):
+    loss = interpolant.velocity(fn, x0, x1, keys, gamma=gamma)
+    t = np.asarray(seen["t"])
+    assert low <= t.min() < low + 1e-3 and 1.0 - low - 1e-3 < t.max() <= 1.0 - low
+    assert np.isfinite(loss).all()
+    alone = interpolant.velocity(fn, x0[7:8], x1[7:8], keys[7:8], gamma=gamma)
+    np.testing.assert_allclose(alone, loss[7:8], rtol=1e-6)
+  ends = interpolant.interpolate(x0, x1, x0 + 1.0, jnp.zeros(len(x0)), gamma=interpolant.Bridge())
+  assert jnp.isinf(ends[1]).all()  # why
+
+
+@pytest.mark.parametrize("name", ["constant", "bridge"])
+@pytest.mark.parametrize("amount", [0.0, 0.18, 1.0])
+def test_sdes_between_two_data_sets_have_their_marginals(name, amount):
+  """From the start to the data and back, whatever the noise: arXiv:2303.08797, Sec. 2.3."""
+  gamma = GAMMAS[name]
+  b = lambda x, t: exact(gamma, x, t[0])[0]
+  score = lambda x, t: -exact(gamma, x, t[0])[1] / gamma(t[0])
+  z = jax.random.normal(jax.random.key(6), (20, 1000))
+  keys = jax.random.split(jax.random.key(7), 20)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(ts, steps):
+    ts = ts[0] + (ts[1] - ts[0]) * jnp.linspace(0.0, 1.0, steps + 1)
+    _, _, mean, std = exact(gamma, z, ts[0])
+    diffusion = lambda t: amount * jnp.ones_like(t)
+    x = sde.bridge_sde(b, score, mean + std * z, keys, ts, diffusion=diffusion)
+    return [x.mean(), x.std()], exact(gamma, z, ts[-1])[2:]
+
+  for ends in ((0.02, 0.98), (0.98, 0.02)):
+    found, known = run(jnp.array(ends), 400)
+    np.testing.assert_allclose(found, known, atol=0.02)  # 0.006 of 20,000 numbers, and of steps
+
+
+@pytest.mark.parametrize(
+  "call, words",
+  [
+    (lambda: interpolant.Constant(-1.0), "sigma=-1.0: expected a finite number, 0 or more"),
+    (lambda: interpolant.Bridge(-1.0), "sigma=-1.0: expected a finite number, 0 or more"),
+    (lambda: interpolant.Bridge(t_min=0.0), "t_min=0.0: expected above 0 and below 0.5"),
+    (lambda: interpolant.Bridge(t_min=0.5), "t_min=0.5: expected above 0 and below 0.5"),
+  ],
+)
+def test_bad_gammas_are_refused(call, words):
+  with pytest.raises(ValueError, match=words):
+    call()
