@@ -2,7 +2,6 @@
 
 import functools
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from jaxgen import noise, paths
 from jaxgen.objectives import interpolant, velocity
 from jaxgen.samplers import sde
 
-KEYS = jax.random.split(jax.random.key(0), 8)
+keys = lambda n, seed=0: noise.rows(jax.random.key(seed), n)
 START, DATA = (0.7, 0.5), (-0.4, 0.8)  # mean and std of two Gaussians, coupled independently
 GAMMAS = {
   "none": interpolant.Constant(),
@@ -63,14 +62,14 @@ def test_the_velocity_is_the_derivative_and_its_minimiser_the_closed_form(name):
 def test_losses_are_least_at_the_closed_form():
   x0, x1, _ = normal(2, 4000)
   x0, x1 = START[0] + START[1] * x0, DATA[0] + DATA[1] * x1
-  keys, gamma = noise.rows(jax.random.key(3), len(x0)), GAMMAS["bridge"]
+  gamma = GAMMAS["bridge"]
 
   @jax.jit
   def run(shift):
     fn = lambda i: lambda x, t: jax.vmap(lambda x, t: exact(gamma, x, t)[i])(x, t) + shift
     return [
-      interpolant.velocity(fn(0), x0, x1, keys, gamma=gamma).mean(),
-      interpolant.denoiser(fn(1), x0, x1, keys, gamma=gamma).mean(),
+      interpolant.velocity(fn(0), x0, x1, keys(4000), gamma=gamma).mean(),
+      interpolant.denoiser(fn(1), x0, x1, keys(4000), gamma=gamma).mean(),
     ]
 
   low, best, high = (np.array(run(jnp.float32(s))) for s in (-0.3, 0.0, 0.3))
@@ -82,24 +81,10 @@ def test_losses_are_least_at_the_closed_form():
 def test_without_noise_it_is_flow_matching():
   """The start in place of normal noise, on the straight path."""
   x0, x1, _ = normal(4)
-  t, fn = noise.uniform(KEYS), lambda x, t: jnp.tanh(x) * paths.expand(t, x)
-  ours = interpolant.velocity(fn, x0, x1, KEYS, t=t)
-  theirs = velocity.flow_matching(fn, x1, KEYS, t=t, eps=x0)
+  fn = lambda x, t: jnp.tanh(x) * paths.expand(t, x)
+  ours = interpolant.velocity(fn, x0, x1, keys(8))
+  theirs = velocity.flow_matching(fn, x1, keys(8), eps=x0)  # at the same random times
   np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-
-
-@pytest.mark.evidence("R06", "G")
-def test_golden_independent_conditional_flow_matching():
-  v, close = golden.load("cfm_icfm")
-  sigma = float(json_sigma())
-  x0, x1, t, z = (jnp.asarray(v[f"in.{k}"]) for k in ("x0", "x1", "t", "eps"))
-  x_t, u = interpolant.interpolate(x0, x1, z, t, gamma=interpolant.Constant(sigma))
-  close(x_t, "x_t")
-  close(u, "u_t")
-
-
-def json_sigma():
-  return 0.1  # of its sidecar
 
 
 def test_the_bridge_has_the_velocity_of_schroedinger_bridge_cfm():
@@ -116,21 +101,24 @@ def test_the_bridge_has_the_velocity_of_schroedinger_bridge_cfm():
 
 def test_random_times_stay_off_the_ends_of_a_bridge():
   """The target there is infinite; noise and times are each example's own."""
-  keys, seen = noise.rows(jax.random.key(0), 20_000), {}
-
-  def fn(x, t):
-    seen["t"] = t
-    return 0.0 * x
-
-  x0, x1 = jnp.zeros((2, 20_000, 1))
+  n, x = 20_000, jnp.zeros((20_000, 1))
   for gamma, low in ((interpolant.Bridge(t_min=0.1), 0.1), (interpolant.Constant(), 0.0)):
-    loss = interpolant.velocity(fn, x0, x1, keys, gamma=gamma)
-    t = np.asarray(seen["t"])
+
+    @jax.jit
+    def run(gamma=gamma):
+      seen = []
+      fn = lambda x, t: seen.append(t) or 0.0 * x
+      loss = interpolant.velocity(fn, x, x, keys(n), gamma=gamma)
+      alone = interpolant.velocity(
+        fn, x[:3], x[:3], noise.rows(jax.random.key(0), 3, 7), gamma=gamma
+      )
+      return seen[0], loss, alone
+
+    t, loss, alone = map(np.asarray, run())
     assert low <= t.min() < low + 1e-3 and 1.0 - low - 1e-3 < t.max() <= 1.0 - low
     assert np.isfinite(loss).all()
-    alone = interpolant.velocity(fn, x0[7:8], x1[7:8], keys[7:8], gamma=gamma)
-    np.testing.assert_allclose(alone, loss[7:8], rtol=1e-6)
-  ends = interpolant.interpolate(x0, x1, x0 + 1.0, jnp.zeros(len(x0)), gamma=interpolant.Bridge())
+    np.testing.assert_allclose(alone, loss[7:10], rtol=1e-6)
+  ends = interpolant.interpolate(x, x, x + 1.0, jnp.zeros(n), gamma=interpolant.Bridge())
   assert jnp.isinf(ends[1]).all()  # why
 
 
@@ -142,14 +130,13 @@ def test_sdes_between_two_data_sets_have_their_marginals(name, amount):
   b = lambda x, t: exact(gamma, x, t[0])[0]
   score = lambda x, t: -exact(gamma, x, t[0])[1] / gamma(t[0])
   z = jax.random.normal(jax.random.key(6), (20, 1000))
-  keys = jax.random.split(jax.random.key(7), 20)
 
   @functools.partial(jax.jit, static_argnums=1)
   def run(ts, steps):
     ts = ts[0] + (ts[1] - ts[0]) * jnp.linspace(0.0, 1.0, steps + 1)
     _, _, mean, std = exact(gamma, z, ts[0])
     diffusion = lambda t: amount * jnp.ones_like(t)
-    x = sde.bridge_sde(b, score, mean + std * z, keys, ts, diffusion=diffusion)
+    x = sde.bridge_sde(b, score, mean + std * z, keys(20, 7), ts, diffusion=diffusion)
     return [x.mean(), x.std()], exact(gamma, z, ts[-1])[2:]
 
   for ends in ((0.02, 0.98), (0.98, 0.02)):

@@ -93,16 +93,16 @@ def get_config(variant="cifar10"):
       dtype="float32",
     )  # fmt: skip
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
-    c.train.update(steps=3000, sample_every=500, eval_examples=500, checkpoint_every=500)
-    c.train.eval_every = 0 if reflows else 3000
+    c.train.update(steps=2000, sample_every=500, eval_examples=500, checkpoint_every=500)
+    c.train.eval_every = 0 if reflows else 2000
     if reflows:
-      c.args.label_dropout, c.args.tx.lr, c.train.steps = 0.0, 3e-4, 2000
+      c.args.label_dropout, c.args.tx.lr, c.train.steps = 0.0, 3e-4, 1500
     if variant == "mnist16_distilled":
       c.args.steps, c.train.steps = 1, 1000
     if variant == "omniglot_mnist16":
       c.args.update(n_classes=0, start="data")
       c.data.source = "pair:npz:data/omniglot->npz:data/mnist"
-      c.train.update(steps=2000, eval_every=0)
+      c.train.eval_every = 0
   elif variant in ("moons", "moons_reflow"):
     c.args.update(image_shape=(1, 1, 2), net="ResidualMLP", start="data")
     c.args.net_args = dict(width=128, depth=3, dtype="float32")
