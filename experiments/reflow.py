@@ -45,10 +45,9 @@ def pairs(split, n):
 
   def draw(vars, batch, keys):
     cond, (k_start, k_sample) = conditions.cond(batch), noise.split(keys)
-    given = cond.pop("start", None)
     field = method.fns["field"](method_lib.averaged(method, vars), cond, **guided)
     shape, sampler = tuple(config.args.image_shape), config.args.sampler
-    start = samplers.prior(field.path, k_start, shape) if given is None else given
+    start = cond.get("start", samplers.prior(field.path, k_start, shape))
     image = samplers.draw(field, k_sample, shape, sampler, start=start, **options)
     return {"start": start, "image": image}
 

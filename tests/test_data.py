@@ -296,6 +296,46 @@ def test_digits():
   assert train[9]["label"] == data.target[10]
 
 
+def test_points():
+  """Always the same; the first moments and the supports of the sets."""
+  for name, std in [("gaussians8", 0.5 + 0.1 / 25), ("moons", None), ("checkerboard", 1.0 / 3.0)]:
+    train, test = (sources.open_source(f"toy:{name}", split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (50_000, 10_000) and train[3]["image"].shape == (1, 1, 2)
+    assert (train[3]["image"] == sources.open_source(f"toy:{name}", "train")[3]["image"]).all()
+    assert not (train.take(np.arange(9))["image"] == test.take(np.arange(9))["image"]).any()
+    x = pipeline.load(train, np.arange(50_000))["image"].reshape(-1, 2)
+    if std:
+      np.testing.assert_allclose(x.mean(0), 0.0, atol=0.02)
+      np.testing.assert_allclose(x.var(0), std, rtol=0.02)
+    else:  # (3 raw - 1) / 5, of mean (1/2, 1/4) and noise of 0.2
+      np.testing.assert_allclose(x.mean(0), (0.1, -0.05), atol=0.02)
+    if name == "checkerboard":
+      column, row = np.floor(2.0 * (x + 1.0)).T
+      assert (np.abs(x) <= 1.0).all() and ((column + row) % 2 == 0).all()
+      assert len(set(zip(column, row, strict=True))) == 8
+
+
+def test_a_pair_gives_every_image_of_both_and_keeps_the_labels_of_the_second():
+  first, second = numbered(3), numbered(7)
+  pair = sources.Pair(first, second)
+  batch = next(pipeline.eval_batches(pair, rows=7, host=0, hosts=1))
+  np.testing.assert_array_equal(ids(batch), np.arange(7))
+  starts = ids({"image": batch["start"]})
+  np.testing.assert_array_equal(starts, [0, 1, 2, 0, 1, 2, 0])
+  np.testing.assert_array_equal(batch["label"], second.labels)
+  assert batch["start"].dtype == np.float32 and batch["start"].min() == -1.0
+  swapped = sources.Pair(second, first)
+  np.testing.assert_array_equal(swapped.labels, [0, 1, 2, 0, 1, 2, 0])
+  assert swapped[5]["label"] == 2 and ids({"image": swapped[5]["start"][None] / 127.5 - 1.0}) == 5
+  flipped = next(pipeline.batches(pair, rows=7, steps=1, flip=True, host=0, hosts=1))
+  side = lambda x: x[0, :, 0, 0, 0] > x[0, :, 0, -1, 0]  # which half is bright
+  bright = (ids({"image": flipped["start"][0]}) > 0) & (ids({"image": flipped["image"][0]}) > 0)
+  assert (side(flipped["image"]) == side(flipped["start"]))[bright].all()
+  sized = sources.open_source("pair:digits->digits", "test", image_size=4)
+  assert sized[0]["start"].shape == sized[0]["image"].shape == (4, 4, 1)
+  assert (sized[0]["start"] == sized[0]["image"]).all() and len(sized) == 179
+
+
 def test_npz(tmp_path):
   stored = dict(
     image=np.random.default_rng(0).integers(0, 256, (5, 4, 3, 3)).astype(np.uint8),
@@ -573,7 +613,7 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
   "spec, options, error, words",
   [
-    ("foldre:x", {}, ValueError, "digits, npz, folder, array_record, tfds; did you mean folder"),
+    ("foldre:x", {}, ValueError, "array_record, tfds, toy, pair; did you mean folder"),
     ("mnist", {}, ValueError, "source='mnist' must start with one of"),
     ("npz", {}, ValueError, "a kind, a colon and a path"),
     ("digits:x", {}, ValueError, "must be 'digits'"),
@@ -593,6 +633,9 @@ def tree(tmp_path):
     ("folder:{}/captioned", {}, ValueError, "has no caption for a.png"),
     ("folder:{}/broken", {}, ValueError, "captions.jsonl, line 1 must be"),
     ("array_record:{}/records", {}, ValueError, "train.array_record is not an array_record file"),
+    ("toy:rings", {}, ValueError, "source='toy:rings': expected toy: and one of gaussians8, moons"),
+    ("pair:digits", {}, ValueError, "source='pair:digits': expected pair:A->B"),
+    ("pair:digits->digit", {}, ValueError, "source='digit' must start with one of"),
   ],
 )
 def test_bad_specs(spec, options, error, words, tree):

@@ -143,9 +143,13 @@ def build(
     return error.mean(), Aux()
 
   def field(vars, cond={}, *, w=guidance_weight):
-    """cond: {"label": int32 [n]}, or {}. Of data to data, only velocities mean anything."""
+    """cond: {"label": int32 [n]}, or {}, and a `start`, which it does not need.
+
+    Of data to data, only its velocities mean anything.
+    """
+    labels = {name: value for name, value in cond.items() if name not in starts}
     of = lambda label: paths.velocity_field(PATH, velocity_fn(vars, label))
-    return guidance.of_labels(of, cond, n_classes, w)
+    return guidance.of_labels(of, labels, n_classes, w)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. w: of `field`; a `name` in options replaces `sampler`.
@@ -153,9 +157,8 @@ def build(
     cond: of `field`, and with data as starts also {"start": [n, *image_shape]}.
     """
     method.check_given(cond, starts)
-    rest = {name: value for name, value in cond.items() if name not in starts}
     at = cond["start"] if starts else None
-    x = samplers.draw(field(vars, rest, w=w), keys, image_shape, sampler, start=at, **options)
+    x = samplers.draw(field(vars, cond, w=w), keys, image_shape, sampler, start=at, **options)
     return {"image": x}
 
   def log_prob(vars, batch, keys):
