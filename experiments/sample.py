@@ -39,7 +39,10 @@ def main():
   images = draw(parallel.replicate(vars), loop.root_keys(SEED.value).sample, n, cond)["image"]
   if jax.process_index():
     return
-  report.save_png(workdir / f"{OUT.value}.png", report.grid(images, loop.GRID_COLUMNS))
+  shown = images
+  if "start" in cond:  # each beside where it leads
+    shown = np.stack([cond["start"], images], axis=1).reshape(2 * n, *images.shape[1:])
+  report.save_png(workdir / f"{OUT.value}.png", report.grid(shown, loop.GRID_COLUMNS))
   with (workdir / f"{OUT.value}.npz").open("wb") as f:
     np.savez(f, image=pipeline.to_uint8(images), **cond)
   print(f"{n} samples: {workdir / OUT.value}.png, {workdir / OUT.value}.npz")

@@ -11,6 +11,7 @@ import processes
 import pytest
 import recipes
 
+from jaxgen import paths, samplers
 from jaxgen.convert import weights
 from jaxgen.core import inference, method, parallel, step
 from jaxgen.data import pipeline, sources
@@ -89,6 +90,8 @@ def measures(batch_size):
       some = evaluation.compare(names, [projection()], judged, data, batch_size)
       assert again is False or some == found
       found |= some
+  told = (made, vars, KEY, inference.Conditions(37, 10), batch_size)
+  found |= evaluation.of_flow(["straightness"], *told)
   judged = evaluation.read_images(others, 77)
   found |= {
     f"{k} of images": v
@@ -297,6 +300,84 @@ def test_what_a_method_says_of_data():
     evaluation.of_method(["nats"], guess, method.Vars({}), data, KEY, 10, 100)
 
 
+# Every trajectory is a straight line along `start`, or a third of a turn about the origin.
+DRIFTS = {
+  "line": lambda start: lambda x, t: start,
+  "turn": lambda start: lambda x, t: (2.0 * np.pi / 3.0) * jnp.stack([-x[..., 1], x[..., 0]], -1),
+}
+
+
+def flow(drift):
+  """A Method whose velocity is known; points in the plane, carried from `start`."""
+  of = lambda cond: paths.velocity_field(paths.Linear(), DRIFTS[drift](cond["start"]))
+  draw = lambda vars, keys, cond: samplers.draw(
+    of(cond), keys, (1, 1, 2), name="heun", steps=100, start=cond["start"]
+  )
+  fns = {"field": lambda vars, cond: of(cond), "sample": lambda *a: {"image": draw(*a)}}
+  return method.Method(init=POWERS.init, fns=fns, given=("start",))
+
+
+def ring(n):
+  """Points at the n-th roots of one, as the start and the data."""
+  angle = 2.0 * np.pi * np.arange(n) / n
+  x = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)[:, None, None]
+  return sources.Arrays({"image": x, "start": x})
+
+
+@pytest.mark.evidence("R02", "M")
+def test_flows_of_known_straightness():
+  """A third of a turn has the arc 2 pi / 3 and the chord 3 ** 0.5, and the ring onto itself."""
+  conditions, names = (
+    inference.Conditions(9, given=("start",), source=ring(9)),
+    (*evaluation.OF_FLOWS,),
+  )
+  chord, found = {"line": 1.0, "turn": 3.0}, {}
+  for drift, squared in chord.items():
+    made = flow(drift)
+    found[drift] = evaluation.of_flow(names, made, method.Vars({}), KEY, conditions, 100)
+    value = {label: measured["value"] for label, measured in found[drift].items()}
+    np.testing.assert_allclose(value["transport cost"], squared / 2, rtol=1e-4)
+    arc = (2.0 * np.pi / 3.0) ** 2 if drift == "turn" else 1.0
+    np.testing.assert_allclose(value["straightness"], (arc - squared) / 2, rtol=1e-3, atol=1e-6)
+    data = evaluation.Data(ring(9), "ring", "test", 9)
+    judged = evaluation.draw_samples(made, method.Vars({}), KEY, conditions)
+    w2 = evaluation.of_points(judged, data, 100)["W2"]
+    np.testing.assert_allclose(w2["value"], 1.0 if drift == "line" else 0.0, atol=1e-3)
+    assert w2["reference"] == {"data": "ring test", "n": 9} and w2["n"] == 9
+  assert found["line"]["NFE"]["value"] < found["turn"]["NFE"]["value"]
+  assert (
+    found["line"]["NFE"]["how"].endswith("rtol = atol = 1e-5") and found["line"]["NFE"]["n"] == 9
+  )
+  labels = {"W2", *(label for measured in found.values() for label in measured)}
+  assert labels <= evaluation.labels()
+
+
+@pytest.mark.parametrize("path", ["flow_matching/flow_matching.py", "diffusion/ddpm.py"])
+def test_flows_of_models(path):
+  """A chain has an NFE too; of classes in turn, guided where that is asked for."""
+  config = recipes.small(path)
+  made = method.build(config.model, config.args)
+  vars = parallel.replicate(jax.jit(lambda key: step.init_state(made, key))(KEY).vars)
+  conditions = inference.conditions(config, made, 3)
+  found = evaluation.of_flow(["nfe"], made, vars, KEY, conditions, 100, w=1.0, steps=3)
+  assert set(found) == {"NFE"} and found["NFE"]["value"] >= 14 and ", w=1.0;" in found["NFE"]["how"]
+  assert "steps" not in found["NFE"]["how"]  # of samples alone
+
+
+def test_flows_that_do_not_fit_are_refused():
+  none = POWERS._replace(fns={})
+  with pytest.raises(ValueError, match="measures='nfe': expected others: this model has no field"):
+    evaluation.of_flow(["nfe"], none, method.Vars({}), KEY, inference.Conditions(3), 100)
+  judged = evaluation.read_images(ring(9))
+  for source, n, words in [
+    (ring(8), 9, "the number of examples=8: expected 9 or more, as there are samples"),
+    (sources.Arrays({"image": np.zeros((9, 9, 9, 1))}), 9, "numbers an image=81: expected 64 at"),
+    (numbered(5000), 4001, "samples=4001: expected a whole number, 1 to 4000"),
+  ]:
+    with pytest.raises(ValueError, match=words):
+      evaluation.of_points(judged._replace(n=n), evaluation.Data(source, "x", "test", n), 100)
+
+
 @pytest.mark.parametrize(
   "names, words, given",
   [
@@ -306,6 +387,8 @@ def test_what_a_method_says_of_data():
     (["clip_score"], "'clip_score': expected --vocabulary too", {}),
     (["psnr"], "'psnr': expected others of a run", {"run": True}),
     (["nats"], "'nats': expected others without a run", {"real": True}),
+    (["nfe"], "'nfe': expected others without a run", {"real": True}),
+    (["wasserstein"], "'wasserstein': expected others without a run", {"real": True}),
     (["lpips"], r"extractors=\['Test'\]: expected one with distance", {"real": True}),
     (["fid"], "'fid': expected some of bits_per_dim", {}),
   ],
@@ -324,7 +407,12 @@ def test_what_goes_together_is_taken():
   evaluation.check(of_images, networks, run=False, real=True, moments=False, vocabulary=True)
   evaluation.check(["frechet"], networks, run=False, real=False, moments=True, vocabulary=False)
   evaluation.check(
-    ["frechet", "nats"], networks, run=True, real=False, moments=False, vocabulary=False
+    ["frechet", "nats", "nfe", "wasserstein"],
+    networks,
+    run=True,
+    real=False,
+    moments=False,
+    vocabulary=False,
   )
   with pytest.raises(ValueError, match=r"extractors=\['Test', 'Test'\]: expected each once"):
     evaluation.check(

@@ -88,8 +88,12 @@ def test_every_system_has_its_papers():
 
 
 def generates(path):
-  """Networks that others use, of representation/, are no systems of the survey."""
-  return path.parent.name != "representation"
+  """Networks that others use, of representation/, are no systems of the survey.
+
+  Nor are papers beside one of its systems, which say so.
+  """
+  beside = "Beside survey " in path.read_text().split('"""')[1]
+  return path.parent.name != "representation" and not beside
 
 
 def test_every_model_says_which_system_it_is():

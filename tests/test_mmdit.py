@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import golden
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,7 @@ def test_outputs_of_the_authors_network():
 @pytest.mark.evidence("R03", "P")
 def test_sizes():
   """The paper's networks; the table of positions is none of their parameters."""
+  texts = dict(image=(128, 128, 16), context=(154, 4096), pooled=2048)
   for depth, qk_norm, expected in [
     (18, "", 856_159_552),
     (24, "", 2_028_328_000),
@@ -82,12 +84,23 @@ def test_sizes():
     (38, "rms", 8_056_627_520),
   ]:
     net = mmdit.MMDiT(depth=depth, qk_norm=qk_norm)
-    found = size(shapes(net, image=(128, 128, 16), context=(154, 4096), pooled=2048))
+    # All blocks but the last are of one size: traced once. The whole of 24: the model's test.
+    with nn.intercept_methods(past_blocks):
+      found = size(shapes(net, **texts))
+    h = jax.ShapeDtypeStruct((1, 1, 64 * depth), jnp.float32)
+    c = jax.ShapeDtypeStruct((1, 64 * depth), jnp.float32)
+    for last, n in ((False, depth - 1), (True, 1)):
+      block = mmdit.Block(qk_norm, last, jnp.float32)
+      found += n * size(jax.eval_shape(block.init, KEY(0), h, h, c))
     assert found == expected, net
-  layer_norms = shapes(NET.clone(qk_norm="ln"))
-  assert (
-    size(layer_norms) - size(shapes(NET)) == 8 * mmdit.HEAD
-  )  # biases: q, k, 2 streams, 2 blocks
+  whole = {norm: size(shapes(NET.clone(qk_norm=norm))) for norm in mmdit.NORMS}
+  assert whole["rms"] - whole[""] == 8 * mmdit.HEAD  # queries and keys, 2 streams, 2 blocks
+  assert whole["ln"] - whole["rms"] == 8 * mmdit.HEAD
+
+
+def past_blocks(call, args, kwargs, context):
+  """Interceptor of Flax: blocks give what they are given."""
+  return args[:2] if isinstance(context.module, mmdit.Block) else call(*args, **kwargs)
 
 
 def test_positions():

@@ -20,6 +20,7 @@ PATHS = [
   paths.VE(),
   paths.EDM(),
   paths.Cosine(),
+  paths.Trigonometric(),
 ]
 MIDDLE = {paths.Discrete: 400.5, paths.EDM: 1.5}
 middle = lambda path: MIDDLE.get(type(path), 0.4)
@@ -203,6 +204,7 @@ def test_golden_schedulers():
     for vector, path, t, sign in [
       ("condot", paths.Linear(), theirs, 1.0),
       ("vp", paths.VP(), 1.0 - theirs, -1.0),
+      ("cosine", paths.Trigonometric(), theirs, 1.0),
     ]:
       alpha, d_alpha, sigma, d_sigma = paths.coefficients(path, t)
       inner = np.asarray((t > 0.0) & (t < 1.0))  # sigma' of VP is infinite at the data

@@ -81,7 +81,7 @@ def get_config(variant="latents1024"):
   c.data.workers = 0
   if variant == "mnist16":
     c.args.image_shape = (16, 16, 1)
-    c.args.net_args.depth = 3
+    c.args.net_args.depth = 2
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64)
     c.train.update(
       steps=1500, sample_every=500, eval_every=1500, eval_examples=500, checkpoint_every=500

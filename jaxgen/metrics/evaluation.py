@@ -281,7 +281,7 @@ def of_flow(names, method, vars, key, conditions, batch_size, **options):
   run = inference.by_example(fn, batch_size)
   values = run(vars, conditions, key, limit=len(conditions))
   told = "".join(f", {k}={v}" for k, v in own.items())
-  told = f"{told}; noise to data, rtol = atol = 1e-5, a DDPM chain on the VP path"
+  told = f"{told}; from noise to data, a chain as VP, rtol = atol = 1e-5"
   named = {name: OF_FLOWS[name] for name in names}
   return {label: _mean(values[k], None, how + told) for k, (label, how) in named.items()}
 

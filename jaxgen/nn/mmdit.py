@@ -102,6 +102,7 @@ class MMDiT(nn.Module):
       most = self.patch_size * self.pos_embed_max_size
       fits = f"a multiple of patch_size={self.patch_size}, at most {most}"
       method.check(name, value, value % self.patch_size == 0 and value <= most, fits)
+    method.check_count("depth", self.depth)
     known = isinstance(self.qk_norm, str) and self.qk_norm in NORMS
     method.check("qk_norm", self.qk_norm, known, f"one of {', '.join(map(repr, NORMS))}")
 

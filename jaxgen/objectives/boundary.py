@@ -66,14 +66,12 @@ def _check_power(power):
 
 
 def no_means(image_shape, n_classes):
-  """What `update_means` starts with: mean [n_classes + 1, *image_shape] and count, both 0.
+  """{"mean": [K + 1, *image_shape], "count": [K + 1]}, all 0: what `update_means` starts with.
 
-  arXiv:2506.15864, the C of survey Eq. 106. image_shape, n_classes: of the data.
+  K = n_classes, 0 or the number of labels. image_shape: (H, W, C). arXiv:2506.15864.
   """
-  return {
-    "mean": jnp.zeros((n_classes + 1, *image_shape)),
-    "count": jnp.zeros(n_classes + 1),
-  }
+  K = n_classes
+  return {"mean": jnp.zeros((K + 1, *image_shape)), "count": jnp.zeros(K + 1)}
 
 
 def update_means(means, x, label=None):

@@ -27,7 +27,7 @@ def shuffled(x0, x1, keys):
   """
   everyone = axis.gather(x0)
   order = jax.random.permutation(noise.shared(keys), len(everyone))
-  return everyone[_own(order, len(x0))], x1
+  return jnp.take(everyone, _own(order, len(x0)), axis=0), x1
 
 
 def optimal(x0, x1, keys):
@@ -38,7 +38,7 @@ def optimal(x0, x1, keys):
   """
   del keys
   everyone, cost = _global(x0, x1)
-  return everyone[_own(_assignment(cost), len(x0))], x1
+  return jnp.take(everyone, _own(_assignment(cost), len(x0)), axis=0), x1
 
 
 def entropic(x0, x1, keys, *, reg, iterations=2000, tolerance=1e-2):
@@ -60,7 +60,7 @@ def entropic(x0, x1, keys, *, reg, iterations=2000, tolerance=1e-2):
   everyone, cost = _global(x0, x1)
   logits, error = _sinkhorn(cost, reg, iterations, tolerance)
   columns = _own(logits.T, len(x0))
-  chosen = everyone[jax.vmap(jax.random.categorical)(keys, columns)]
+  chosen = jnp.take(everyone, jax.vmap(jax.random.categorical)(keys, columns), axis=0)
   return jnp.where(error <= tolerance, chosen, jnp.nan), x1
 
 

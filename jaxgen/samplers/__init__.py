@@ -21,6 +21,7 @@ from jaxgen.samplers import (
   pndm,
   predictor_corrector,
   sde,
+  straight,
   unipc,
 )
 
@@ -55,10 +56,13 @@ _SAMPLERS = {
   "heun": _on_velocity(ode.heun),
   "langevin": langevin.annealed,
   "lms": lms.lms,
+  "midpoint": _on_velocity(ode.midpoint),
   "pndm": pndm.pndm,
   "predictor_corrector": predictor_corrector.predictor_corrector,
   "reverse_diffusion": sde.reverse_diffusion,
   "rk4": _on_velocity(ode.rk4),
+  "rk4_38": _on_velocity(ode.rk4_38),
+  "straight": straight.straight,
   "unipc": unipc.unipc,
 }
 _GRIDS = {
@@ -97,7 +101,7 @@ _unscaled = (
   "alpha = 1, and sigma above 0 at the last time",
 )
 _FITS = {
-  **dict.fromkeys(("adaptive", "heun", "rk4"), _bounded),
+  **dict.fromkeys(("adaptive", "heun", "rk4", "rk4_38"), _bounded),
   **dict.fromkeys(("euler_maruyama", "predictor_corrector", "reverse_diffusion"), _drifting),
   "langevin": _unscaled,
   "pndm": _visible,

@@ -172,20 +172,19 @@ def _flow(field, x, keys, ts, z, order, diffusion, scale, last, last_size):
   method.check_weight("scale", scale)
   path, ts = field.path, _with_last(ts, last_size)
   paths.check_times(path, ts)
-  rate = _diffusion(diffusion, path, ts, scale)
-  (t, s), h, steps = (ts[:-1], jnp.append(ts[1:-1], ts[-2])), jnp.diff(ts), len(ts) - 1
+  rate, steps = _diffusion(diffusion, path, ts, scale), len(ts) - 1
+  (t, s), h = (ts[:-1], jnp.append(ts[1:-1], ts[-2])), jnp.diff(ts)
   is_last = jnp.arange(steps) == steps - 1
   std = jnp.where(is_last, 0.0, jnp.sqrt(2.0 * rate * jnp.abs(h)))
-  if last == "euler":
-    rate = jnp.where(is_last, 0.0, rate)
-  share = jnp.where(is_last, 0.0, 0.5 if order == 2 else 0.0)  # of the second evaluation
+  share = jnp.where(is_last, 0.0, 0.5)  # of the second evaluation; the last step has none
 
   def drift(t, rate):
     """h (v + rate score), v = alpha' x + sigma' eps and score = -eps / sigma: its weights."""
     _, d_alpha, _, d_sigma = paths.coefficients(path, t)
     return h * d_alpha, h * d_sigma - jnp.abs(h) * rate / path.sigma(t)
 
-  first, second = drift(t, rate), drift(s, jnp.append(rate[1:], rate[-1:]))
+  second = drift(s, jnp.append(rate[1:], rate[-1:]))
+  first = drift(t, jnp.where(is_last, 0.0, rate) if last == "euler" else rate)
   keep = jnp.ones_like(t)
   if last == "tweedie":
     keep, (a, b) = 1.0 - is_last, first
@@ -225,12 +224,10 @@ def _diffusion(name, path, ts, scale):
   known = callable(name) or (isinstance(name, str) and name in DIFFUSIONS)
   method.check("diffusion", name, known, f"one of {', '.join(DIFFUSIONS)}")
   fn = name if callable(name) else DIFFUSIONS[name]
-  if method.concrete(ts) is not None:
+  if fn is not name and method.concrete(ts) is not None:
     with jax.ensure_compile_time_eval():  # known also while JAX traces
-      values = np.asarray(fn(path, ts, scale))[:-1]
-    good = np.isfinite(values).all() and (values >= 0.0).all()
-    allowed = "another, or another first time: not finite, or below 0, at a time of ts"
-    method.check("diffusion", name, good, allowed)
+      finite = np.isfinite(np.asarray(fn(path, ts, scale))[:-1]).all()
+    method.check("diffusion", name, finite, "another first time, or one that is finite there")
   return fn(path, ts[:-1], scale)
 
 

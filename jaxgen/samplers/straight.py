@@ -10,8 +10,8 @@ def straight(field, x, keys, ts):
   """x [B, ...] at ts[-1]: each step goes to alpha(s) x1 + sigma(s) x0, x1 as predicted at t.
 
   x0 is the noise that it started from. On straight lines it is Euler's method, as it is in one
-  step; elsewhere errors of earlier steps are not kept. arXiv:2405.20320, Sec. 5, the new update
-  rule, which its code has on the line from noise to data.
+  step. Elsewhere it leaves the flow, the more the more steps it takes: it is for a few steps of a
+  flow that reflow has straightened. arXiv:2405.20320, the sampler "new" of its code.
 
   field: a paths.Field. x: [B, ...] at ts[0], noise. keys: [B], not used. ts: [S + 1], from noise to
   data. Raises ValueError for a time that the path does not have.

@@ -38,7 +38,8 @@ def drop_text(keys, context, embedding, rate, encoders):
   """(context [B, L, K], embedding [B, P]) with zeros for what an encoder wrote, each at this rate.
 
   So a text is whole, in part or, at the cube of the rate, not there: arXiv:2403.03206, Sec. 5.3.3.
-  keys: [B]. rate: a scalar. encoders: as ENCODERS; () is one that wrote everything.
+  keys: [B]. rate: a scalar. encoders: three parts, of tokens of L, of channels of K and of P, each
+  (first, last) scalars, as in ENCODERS; () is one that wrote everything.
   """
   L, K, P = *context.shape[1:], *embedding.shape[1:]
   encoders = encoders or (((0, L), (0, K), (0, P)),)
@@ -187,8 +188,9 @@ def _check_text(context_shape, embedding_size, encoders):
   method.check_counts("context_shape", context_shape)
   method.check("context_shape", context_shape, len(context_shape) == 2, "two whole numbers, (L, K)")
   method.check_count("embedding_size", embedding_size)
+  sizes = (*context_shape, embedding_size)
+  inside = lambda part, size: 0 <= part[0] <= part[1] <= size
   for i, encoder in enumerate(encoders):
-    for (first, last), size in zip(encoder, (*context_shape, embedding_size), strict=True):
-      good = 0 <= first <= last <= size
-      method.check(f"encoders[{i}]", encoder, good, "parts of context_shape and embedding_size")
+    good = np.shape(encoder) == (3, 2) and all(map(inside, encoder, sizes))
+    method.check(f"encoders[{i}]", encoder, good, "three parts of context_shape and embedding_size")
   return tuple(context_shape), embedding_size
