@@ -140,7 +140,7 @@ def gradients():
     slope = (moved(h) - moved(-h)) / (2.0 * h)
     grad = ours(params)[1]
     dot = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grad, along)))
-    return grad, jax.jit(jax.grad(explicit))(params), slope, dot
+    return jax.device_get((grad, jax.jit(jax.grad(explicit))(params), slope, dot))
 
 
 @pytest.mark.evidence("R07", "M")
@@ -158,7 +158,7 @@ def test_the_loss_of_a_pair_is_twice_its_gap_in_the_dual_of_optimal_transport():
   So over any plan of the same starts and data the loss differs by a constant, and its minimiser is
   that of the dual problem.
   """
-  nodes, weights = np.polynomial.legendre.leggauss(16)
+  nodes, weights = np.polynomial.legendre.leggauss(64)  # jumps of CELU'', in gradients
   n, m = 6, len(nodes)
   x0, x1 = normal(9, 2, n, D)
   pairs = jnp.concatenate([x0, x0]), jnp.concatenate([x1, x1[::-1]])  # of two plans
@@ -185,7 +185,7 @@ def test_the_loss_of_a_pair_is_twice_its_gap_in_the_dual_of_optimal_transport():
   assert gap.min() > 0.01
   np.testing.assert_allclose(value, gap, rtol=2e-3)
   assert abs(value[:n].sum() - value[n:].sum()) > 0.5
-  assert optax.tree.norm(jax.tree.map(jnp.subtract, a, b)) < 5e-3 * optax.tree.norm(a)
+  assert optax.tree.norm(jax.tree.map(jnp.subtract, a, b)) < 1e-2 * optax.tree.norm(a)
 
 
 @pytest.mark.evidence("R07", "M")
@@ -273,10 +273,10 @@ def test_samples_move_starts_that_are_given_or_drawn():
   args = {"image_shape": (1, 1, D), "net_args": {"widths": (4,)}}
   drawn, given = model.build(**args), model.build(**args, start="data")
   assert drawn.given == () and given.given == ("start",)
-  vars, keys = jax.jit(drawn.init)(KEY(0)), noise.rows(KEY(1), 5)
-  start = noise.normal(keys, (1, 1, D))
-  image = given.fns["sample"](vars, keys, {"start": start})["image"]
-  np.testing.assert_allclose(drawn.fns["sample"](vars, keys)["image"], image, rtol=1e-6)
+  vars, keys = jax.jit(drawn.init)(KEY(0)), lambda: noise.rows(KEY(1), 5)
+  start = noise.normal(keys(), (1, 1, D))
+  image = given.fns["sample"](vars, keys(), {"start": start})["image"]
+  np.testing.assert_allclose(drawn.fns["sample"](vars, keys())["image"], image, rtol=1e-6)
   field = drawn.fns["field"](vars)
   u = jax.jit(lambda x: field.velocity(x, jnp.zeros(5)))(start)
   np.testing.assert_allclose(start + u, image, atol=1e-5)
@@ -303,13 +303,13 @@ def test_bad_numbers_are_refused(args, words):
 def test_bad_starts_and_conditions_are_refused():
   made = model.build(start="data")
   vars, x = jax.eval_shape(made.init, KEY(0)), jnp.zeros((2, 1, 1, 2))
-  keys = noise.rows(KEY(0), 2)
+  keys = lambda: noise.rows(KEY(0), 2)
   for start in ({}, {"start": x[:, 0]}):
     with pytest.raises(ValueError, match=r"start=.*expected a float array \[B, 1, 1, 2\]"):
-      made.phases["net"].loss(vars, {"image": x, **start}, keys)
+      made.phases["net"].loss(vars, {"image": x, **start}, keys())
     with pytest.raises(ValueError, match=r"start=.*expected a float array \[B, 1, 1, 2\]"):
-      made.fns["sample"](vars, keys, start)
-  for fn in (lambda cond: made.fns["sample"](vars, keys, {"start": x, **cond}),
+      made.fns["sample"](vars, keys(), start)
+  for fn in (lambda cond: made.fns["sample"](vars, keys(), {"start": x, **cond}),
              lambda cond: made.fns["field"](vars, cond)):  # fmt: skip
     with pytest.raises(ValueError, match="cond has label: expected nothing"):
       fn({"label": jnp.zeros(2, jnp.int32)})

@@ -343,13 +343,11 @@ def test_losses_of_noise_and_score_with_their_weights(path):
     x_t, clock = paths.interpolate(inside, X, eps, t), 1.0 - t if path == "VP" else t
     said = net()(vars, x_t, clock, LABEL)
     field = sit.FIELDS[prediction](inside, lambda *_: said)
-    _, _, sigma, _ = paths.coefficients(inside, t)
     error = field.predict(x_t, t).eps - eps
     alpha, d_alpha, sigma, d_sigma = (paths.expand(c, X) for c in paths.coefficients(inside, t))
     var = abs(d_alpha / alpha * sigma**2 - sigma * d_sigma)
     move = field.velocity(x_t, t) - paths.velocity(inside, X, eps, t)
-    mean = lambda e: jnp.mean(e)
-    return mean(error**2), mean(move**2), mean(var / sigma**2 * error**2)
+    return jnp.mean(error**2), jnp.mean(move**2), jnp.mean(var / sigma**2 * error**2)
 
   @jax.jit
   def run():

@@ -74,7 +74,10 @@ def build(
     return error.mean(), Aux({"residual": residual.mean()})
 
   def field(vars, cond={}):
-    """cond: {}, no classes. Of data to data, only velocities mean anything."""
+    """Of velocities like x_t [n, ...]; of data to data nothing else of it means anything.
+
+    cond: {}, no classes.
+    """
     method.check_cond(cond, 0)
     psi = potential(vars)
 

@@ -38,24 +38,21 @@ WEIGHTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Inside:
-  """`path` without what is nearer than eps to an end at which it, or the network, is singular."""
+  """`path`, elementwise, without the times nearer than eps to an end where something is infinite.
+
+  both: ends, or that of the data alone. t_noise and t_data are the ends that are left.
+  """
 
   path: Any
   eps: float
-  both: bool  # ends, or that of the data alone
+  both: bool
 
   prior_std = 1.0
+  t_noise = property(lambda self: self.eps if self.both else self.path.t_noise)
+  t_data = property(lambda self: self.eps if self.path.t_noise else 1.0 - self.eps)
   alpha = property(lambda self: self.path.alpha)
   sigma = property(lambda self: self.path.sigma)
   time = property(lambda self: self.path.time)
-
-  @property
-  def t_noise(self):
-    return self.eps if self.both else self.path.t_noise
-
-  @property
-  def t_data(self):
-    return self.eps if self.path.t_noise else 1.0 - self.eps
 
 
 def build(
