@@ -10,7 +10,7 @@ The plane: eight Gaussians to two moons, with the paper's sigma divided by 5, as
 
 import ml_collections
 
-VARIANTS = ("cifar10", "mnist16", "moons", "moons_bridge", "moons_independent", "smoke")
+VARIANTS = ("cifar10", "mnist16", "moons", "moons_bridge", "smoke")
 
 
 def get_config(variant="cifar10"):
@@ -82,8 +82,6 @@ def get_config(variant="cifar10"):
     c.train.update(steps=3000, sample_every=0, eval_every=0, checkpoint_every=1000)
     if variant == "moons_bridge":
       c.args.update(coupling="entropic", bridge="brownian", sigma=0.2)
-    elif variant == "moons_independent":
-      c.args.coupling = "independent"
   elif variant == "smoke":
     c.args.update(
       image_shape=(8, 8, 1), n_classes=10, net="UNet", sampler=dict(name="heun", steps=2),

@@ -106,9 +106,8 @@ def get_config(variant="cifar10"):
   elif variant in ("moons", "moons_reflow"):
     c.args.update(image_shape=(1, 1, 2), net="ResidualMLP", start="data")
     c.args.net_args = dict(width=128, depth=3, dtype="float32")
-    c.args.sampler = dict(name="heun", steps=50)
     c.data.update(source="pair:toy:gaussians8->toy:moons", batch_size=256)
-    c.train.update(steps=5000, sample_every=0, eval_every=0, checkpoint_every=1000)
+    c.train.update(steps=3000, sample_every=0, eval_every=0, checkpoint_every=1000)
   elif variant == "smoke":
     c.args.update(
       image_shape=(8, 8, 1), n_classes=10, net="UNet", sampler=dict(name="heun", steps=2),
