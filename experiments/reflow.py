@@ -47,7 +47,7 @@ def pairs(split, n):
     cond, (k_start, k_sample) = conditions.cond(batch), noise.split(keys)
     field = method.fns["field"](method_lib.averaged(method, vars), cond, **guided)
     shape, sampler = tuple(config.args.image_shape), config.args.sampler
-    start = cond.get("start", samplers.prior(field.path, k_start, shape))
+    start = cond.get("start", samplers.initial(field.path, k_start, shape))
     image = samplers.draw(field, k_sample, shape, sampler, start=start, **options)
     return {"start": start, "image": image}
 

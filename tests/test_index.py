@@ -214,7 +214,7 @@ def test_a_result_can_be_repeated(key):
 
 def test_every_paper_has_its_row():
   """That of the first variant of each system's config, run or not."""
-  first = lambda path: re.search(r'VARIANTS = \("(\w+)"', path.read_text())[1]
+  first = lambda path: re.search(r'VARIANTS = \(\s*"(\w+)"', path.read_text())[1]
   paths = filter(generates, recipes.CONFIGS)
   wanted = {f"{path.relative_to(index.ROOT)}:{first(path)}" for path in paths}
   assert wanted <= {row["config"] for row in ROWS.values()}

@@ -128,7 +128,7 @@ def test_evaluation_does_not_depend_on_the_batch(path):
 
 def variants(path):
   """Those of a config, the paper's data set first."""
-  return re.search(r"VARIANTS = \((.*)\)", path.read_text())[1].replace('"', "").split(", ")
+  return re.findall(r"\w+", re.search(r"VARIANTS = \(([^)]*)\)", path.read_text())[1])
 
 
 @every_config

@@ -159,7 +159,7 @@ def test_the_loss_of_a_pair_is_twice_its_gap_in_the_dual_of_optimal_transport():
   that of the dual problem.
   """
   nodes, weights = np.polynomial.legendre.leggauss(64)  # jumps of CELU'', in gradients
-  n, m = 6, len(nodes)
+  n, m = 4, len(nodes)
   x0, x1 = normal(9, 2, n, D)
   pairs = jnp.concatenate([x0, x0]), jnp.concatenate([x1, x1[::-1]])  # of two plans
   params = jax.tree.map(lambda p: 0.3 * p, perturbed())
@@ -168,13 +168,13 @@ def test_the_loss_of_a_pair_is_twice_its_gap_in_the_dual_of_optimal_transport():
   def loss(params):
     rows = [jnp.repeat(x, m, axis=0) for x in pairs]
     keys, times = noise.rows(KEY(0), 2 * n * m), jnp.tile(t, 2 * n)
-    error, _ = ofm.optimal_flow_matching(psi(params), *rows, keys, t=times, tolerance=1e-5)
+    error, _ = ofm.optimal_flow_matching(psi(params), *rows, keys, t=times, tolerance=1e-4)
     return D * error.reshape(2 * n, m) @ w  # the paper's sum
 
   @jax.jit
   def run(params):
     fn = psi(params)
-    z = ofm.inverse(fn, pairs[1], jnp.ones(2 * n), tolerance=1e-5)
+    z = ofm.inverse(fn, pairs[1], jnp.ones(2 * n), tolerance=1e-4)
     conjugate = jnp.sum(pairs[1] * z, -1) - fn(z)
     value, pull = jax.vjp(loss, params)
     first = jnp.repeat(jnp.array([1.0, 0.0]), n)

@@ -268,7 +268,7 @@ def of_flow(names, method, vars, key, conditions, batch_size, **options):
     vars, cond = method_lib.averaged(method, vars), conditions.cond(batch)
     shape = jax.eval_shape(fns["sample"], vars, keys, cond)["image"].shape[1:]
     field, size = fns["field"](vars, cond, **own), math.prod(shape)
-    x = cond.get("start", samplers.prior(field.path, noise.split(keys)[0], shape))
+    x = cond.get("start", samplers.initial(field.path, noise.split(keys)[0], shape))
     field, ts = transport.probability_flow(field)
     x1, straightness = transport.simulate(field.velocity, x, ts, solve=ode.adaptive)
     found = {

@@ -22,7 +22,7 @@ def dequantize(keys, x):
 def flow_times(path, n):
   """Times from data to noise, [n + 1], of n steps that crowd at the data, where p(x) is steep.
 
-  path: one of `jaxgen.paths`. n: a scalar.
+  For the likelihood of a flow, arXiv:2011.13456, Eq. 39. path: one of `jaxgen.paths`. n: a scalar.
   """
   return path.t_data + (path.t_noise - path.t_data) * jnp.linspace(0.0, 1.0, n + 1) ** 3
 

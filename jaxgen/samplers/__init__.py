@@ -120,11 +120,11 @@ def draw(field, keys, shape, sampler={}, *, start=None, guide=None, **options):
   path, (ts, own) = field.path, _plan(field.path, options)
   own |= {"guide": guide} if guide else {}
   k_x, k_z = noise.split(keys)
-  x = prior(path, k_x, shape, ts[0]) if start is None else start
+  x = initial(path, k_x, shape, ts[0]) if start is None else start
   return by_name(options["name"])(field, x, k_z, ts, **own)
 
 
-def prior(path, keys, shape, t=None):
+def initial(path, keys, shape, t=None):
   """Where samplers start: normal noise [B, *shape] of the path's width at t, a scalar.
 
   keys: [B]. t: None for the noise end.

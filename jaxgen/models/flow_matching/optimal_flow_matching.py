@@ -28,7 +28,7 @@ def build(
   net_args={"widths": (128, 128, 64), "rank": 1, "beta": 1e-4},
   tolerance=3e-3,
   max_steps=50,
-  tx={"lr": 1e-2, "clip": 1.0},
+  tx={"lr": 3e-2, "clip": 1.0},
   ema=0.99,
   accumulate=1,
 ):
