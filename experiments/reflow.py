@@ -3,9 +3,12 @@ r"""Reflow, and distillation: trains a rectified flow on the ends of the traject
 python -m experiments.reflow --config=configs/flow_matching/rectified_flow.py:mnist16_reflow
     --teacher=runs/rectified_flow_mnist16 --n=20000 --workdir=runs/reflow
     [--options='{"name": "heun", "steps": 15}']
-Any run with a field is a teacher; the student starts as its network. The pairs stay in
-WORKDIR/pairs, where they are not drawn again. arXiv:2209.03003, Alg. 1; survey Sec. 7.2.
+A teacher is any run with a field, whose noise has a width of 1 or which starts at data, followed by
+a solver of ODEs; the student starts as its network. The pairs stay in WORKDIR/pairs.
+arXiv:2209.03003, Alg. 1; survey Sec. 7.2.
 """
+
+import json
 
 import jax
 import numpy as np
@@ -37,19 +40,24 @@ def pairs(split, n):
   """
   method, vars = checkpoint.load(TEACHER.value, launch.FALLBACK.value)
   config = config_lib.read_snapshot(checkpoint.open_workdir(TEACHER.value))
-  fits = "field" in method.fns
-  method_lib.check("--teacher", TEACHER.value, fits, "a run of a model with a field")
+  check = method_lib.check
+  check("--teacher", TEACHER.value, "field" in method.fns, "a run of a model with a field")
+  start = "data" if "start" in method.given else "noise"
+  check("--config", CONFIG.value.args.start, CONFIG.value.args.start == start, f"start={start}")
   options = launch.options(OPTIONS.value, method.fns["sample"])
   guided = {"w": options.pop("w")} if "w" in options else {}
+  sampler = {**config.args.get("sampler", {}), **options}
+  solves = f"--options with a name of {', '.join(samplers.SOLVERS)}: an ODE has trajectories"
+  check("sampler", sampler.get("name"), sampler.get("name") in samplers.SOLVERS, solves)
   conditions = inference.conditions(config, method, n, split)
 
   def draw(vars, batch, keys):
     cond, (k_start, k_sample) = conditions.cond(batch), noise.split(keys)
     field = method.fns["field"](method_lib.averaged(method, vars), cond, **guided)
-    shape, sampler = tuple(config.args.image_shape), config.args.sampler
+    check("--teacher", TEACHER.value, field.path.prior_std == 1.0, "a run with noise of width 1")
+    shape = tuple(config.args.image_shape)
     start = cond.get("start", samplers.initial(field.path, k_start, shape))
-    image = samplers.draw(field, k_sample, shape, sampler, start=start, **options)
-    return {"start": start, "image": image}
+    return {"start": start, "image": samplers.draw(field, k_sample, shape, sampler, start=start)}
 
   run = inference.by_example(draw, BATCH_SIZE)
   found = run(parallel.replicate(vars), conditions, loop.root_keys(SEED.value).sample)
@@ -58,15 +66,23 @@ def pairs(split, n):
 
 def main():
   config, workdir = CONFIG.value, checkpoint.open_workdir(WORKDIR.value)
+  given = config.args.get("coupling") == "given"
+  method_lib.check("--config", config.model, given, "one with args.coupling=given")
   folder, splits = workdir / "pairs", {"train": N.value}
   if config.args.start == "data":
     splits["test"] = max(N.value // 10, 1)
+  told = json.dumps({f.name: f.value for f in (TEACHER, N, OPTIONS, SEED)})
+  if (folder / "of.json").exists():
+    before = (folder / "of.json").read_text()
+    method_lib.check("--workdir", before, before == told, f"pairs of {told}, or a new folder")
+  elif jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    config_lib.write_whole(folder / "of.json", told)
   for split, n in splits.items():
     file = folder / f"{split}.npz"
     if not file.exists():
       found = pairs(split, n)
       if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "new.tmp").open("wb") as f:
           np.savez(f, **found)
         (folder / "new.tmp").replace(file)

@@ -76,7 +76,7 @@ def get_config(variant="cifar10"):
     c.train.steps = 300_000
   if variant == "cifar10_improved":
     c.args.distance, c.args.distance_args = "lpips_huber", dict(c=0.00054, inverse=True)
-    c.args.ema.decay, c.data.batch_size = 0.9999, 512
+    c.args.ema.decay, c.args.tx.clip, c.data.batch_size, c.train.steps = 0.9999, 0.0, 512, 800_000
     c.init_from = dict(lpips="weights/lpips.safetensors")
   if variant.startswith("cifar10"):
     return c
@@ -98,7 +98,8 @@ def get_config(variant="cifar10"):
     if reflows:
       c.args.label_dropout, c.args.tx.lr, c.train.steps = 0.0, 3e-4, 1500
     if variant == "mnist16_distilled":
-      c.args.steps, c.train.steps = 1, 1000
+      c.args.update(steps=1, sampler=dict(name="euler", steps=1))
+      c.train.steps = 1000
     if variant == "omniglot_mnist16":
       c.args.update(n_classes=0, start="data")
       c.data.source = "pair:npz:data/omniglot->npz:data/mnist"

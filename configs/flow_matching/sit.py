@@ -55,7 +55,7 @@ def get_config(variant="imagenet256"):
     timeout=600,
   )  # fmt: skip
   c.train = dict(
-    steps=7_000_000, log_every=100, sample_every=10_000, eval_every=0, eval_examples=1000,
+    steps=7_000_000, log_every=100, sample_every=0, eval_every=0, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "imagenet256":

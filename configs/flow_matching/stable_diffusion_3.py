@@ -1,13 +1,14 @@
 r"""Stable Diffusion 3, arXiv:2403.03206.
 
-python -m experiments.train --config=configs/flow_matching/stable_diffusion_3.py:latents1024 \
+python -m experiments.train --config=configs/flow_matching/stable_diffusion_3.py:latents1024
     --workdir=runs/sd3
 Paper: depth 24, 512x512, Table 5: GenEval 0.62 (0.68 at depth 38). Ours: RESULTS.md.
 
 latents1024 trains on a folder of train.npz, or train.array_record, with `image`, float32
 [128, 128, 16], the autoencoder's means minus 0.0609, times 1.5305; `context`, float32 [154, 4096],
 77 tokens of CLIP L/14 and G/14 side by side and filled up with zeros, then 77 of T5; and
-`embedding`, float32 [2048], what the two CLIPs say of the whole.
+`embedding`, float32 [2048], what the two CLIPs say of the whole. Samples are given the texts of a
+test split of the same form.
 """
 
 import ml_collections
@@ -66,7 +67,7 @@ def get_config(variant="latents1024"):
     timeout=600,
   )  # fmt: skip
   c.train = dict(
-    steps=500_000, log_every=100, sample_every=10_000, eval_every=0, eval_examples=1000,
+    steps=500_000, log_every=100, sample_every=0, eval_every=0, eval_examples=1000,
     checkpoint_every=5_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "latents1024":

@@ -73,7 +73,7 @@ def conditions(config, method, n, split="test"):
   source, data = None, config.data
   if method.given:
     source = sources.open_source(data.source, split, image_size=data.image_size or None)
-    missing = {*method.given} - {*source[0]}
+    missing = [name for name in method.given if name not in source[0]]
     method_lib.check("data.source", data.source, not missing, f"data with {', '.join(missing)}")
   return Conditions(n, config.args.get("n_classes", 0), method.given, source)
 

@@ -260,6 +260,11 @@ def check_given(arrays, shapes):
     check(name, str(x.dtype), jnp.issubdtype(x.dtype, jnp.floating), allowed)
 
 
+def without(cond, names):
+  """`cond` but for what these names stand for."""
+  return {name: value for name, value in cond.items() if name not in names}
+
+
 def check_cond(cond, n_classes, w=0.0):
   """Raises ValueError for a `cond` that is neither {} nor, with classes, {"label": int [n]}.
 

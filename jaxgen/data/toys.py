@@ -4,7 +4,7 @@ import numpy as np
 
 
 def gaussians8(rng, n):
-  """Eight Gaussians on the unit circle, [n, 2]: those of arXiv:2302.00482's code, divided by 5."""
+  """Eight Gaussians of variance 0.1 / 25 on the unit circle, [n, 2]. After arXiv:2302.00482."""
   angle = rng.randint(8, size=n) * np.pi / 4.0
   centre = np.stack([np.cos(angle), np.sin(angle)], axis=1)
   return centre + np.sqrt(0.1) / 5.0 * rng.standard_normal((n, 2))

@@ -281,7 +281,7 @@ def of_flow(names, method, vars, key, conditions, batch_size, **options):
   run = inference.by_example(fn, batch_size)
   values = run(vars, conditions, key, limit=len(conditions))
   told = "".join(f", {k}={v}" for k, v in own.items())
-  told = f"{told}; from noise to data, a chain as VP, rtol = atol = 1e-5"
+  told = f"{told}; rtol = atol = 1e-5, a chain on the path of VP"
   named = {name: OF_FLOWS[name] for name in names}
   return {label: _mean(values[k], None, how + told) for k, (label, how) in named.items()}
 
@@ -301,7 +301,15 @@ def of_points(judged, data, batch_size):
   told = {"data": f"{data.spec} {data.split}", "n": judged.n}
   how = f"{judged.what}; exact, of all against as many of the data"
   value = transport.wasserstein(x, y)
-  return {"W2": {"value": value, "n": judged.n, "extractor": None, "reference": told, "how": how}}
+  return {
+    OF_POINTS["wasserstein"]: {
+      "value": value,
+      "n": judged.n,
+      "extractor": None,
+      "reference": told,
+      "how": how,
+    }
+  }
 
 
 def _images(judged, batch_size):

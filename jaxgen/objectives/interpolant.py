@@ -93,6 +93,7 @@ def denoiser(eta_fn, x0, x1, keys, *, gamma, t=None, z=None):
 
 
 def _drawn(x0, x1, keys, gamma, t, z):
+  method.check("x0.shape", x0.shape, x0.shape == x1.shape, f"that of x1, {x1.shape}")
   x0, x1 = x0.astype(jnp.float32), x1.astype(jnp.float32)
   k_t, k_z = noise.split(keys)
   t = noise.uniform(k_t, (), gamma.t_min, 1.0 - gamma.t_min) if t is None else t

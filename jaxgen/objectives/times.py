@@ -62,12 +62,14 @@ def u_shaped(u, *, a=4.0):
   """Times at both ends, with density proportional to cosh(a (t - 1/2)). arXiv:2405.20320, Sec. 4.1.
 
   As the authors' code (sangyun884/rfpp) draws them: t or 1 - t, as often, with density exp(a t) on
-  [0, 1]. The paper's exp(a t) + exp(-a t) is the same about the middle of [0, 1], and only there
-  has the shape of a U. From noise to data or back, elementwise. u: [B], uniform on [0, 1]. a: a
-  scalar. Raises ValueError for an a that is not above 0.
+  [0, 1], of which 1e-5 is left out at both ends. The paper's exp(a t) + exp(-a t) is the same about
+  the middle of [0, 1], and only there has the shape of a U. From noise to data or back,
+  elementwise. u: [B], uniform on [0, 1]. a: a scalar. Raises ValueError for an a that is not above
+  0.
   """
   method.check_positive("a", a)
-  return 0.5 + jnp.arcsinh((2.0 * u - 1.0) * math.sinh(0.5 * a)) / a
+  whole = jnp.arcsinh((2.0 * u - 1.0) * math.sinh(0.5 * a)) / a
+  return 0.5 + (1.0 - 2e-5) * whole
 
 
 def shift(t, *, alpha):

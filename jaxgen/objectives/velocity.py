@@ -1,8 +1,8 @@
-"""Regressions on velocities, and what they count as an error.
+"""Regressions on velocities: flow matching, rectified flow, and what they count as an error.
 
 Improving the Training of Rectified Flows. Lee et al., 2024. arXiv:2405.20320. Its distances are
 here, its sampler is `samplers.straight`, its times are `times.u_shaped`; their t runs the other
-way, from data to noise. Deviation: no real data are inverted to make pairs.
+way, from data to noise.
 
 Survey R04, Sec. 7.2.
 
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from jaxgen import noise, paths
 from jaxgen.core import method
+
+C = 0.00054  # of the pseudo-Huber distance, arXiv:2405.20320, for each pixel
 
 
 def flow_matching(velocity_fn, x, keys, *, path=paths.Linear(), t=None, eps=None):
@@ -77,27 +79,29 @@ def step_times(u, k):
   return jnp.floor(k * u) / k
 
 
-def pseudo_huber(v, target, x_t, t, *, c=0.00054):
+def pseudo_huber(v, target, x_t, t, *, c=C):
   """(sqrt(|v - target|^2 + C^2) - C) / d, C = c d, of d pixels, [B]. arXiv:2405.20320, Sec. 4.2.
 
   Squares |e|^2 / (2 C) / d of small errors, and (|e| - C) / d of large ones. Divided by d as in its
   code, which is no part of the paper's formula.
 
-  v, target: [B, ...]. x_t, t: of every distance, like x_t and [B]; not used. c: a scalar above 0.
+  v, target: [B, ...]. x_t, t: of every distance, like x_t and [B]; not used. c: a scalar. Raises
+  ValueError for a c that is not above 0.
   """
+  method.check_positive("c", c)
   d = v[0].size
   square = jnp.sum((v - target) ** 2, axis=_axes(v))
   return (jnp.sqrt(square + (c * d) ** 2) - c * d) / d
 
 
-def lpips_huber(lpips_fn, *, inverse=False, c=0.00054):
+def lpips_huber(lpips_fn, *, inverse=True, c=C):
   """The distance t pseudo_huber + LPIPS(x1', x1), [B]. arXiv:2405.20320, Sec. 4.2.
 
   x1' = x_t + (1 - t) v is where v leads, x1 where the target does. The paper's t is our 1 - t.
 
   Args:
     lpips_fn: (images, images) -> [B], LPIPS with the resizing that it wants (the paper's: 224x224).
-    inverse: LPIPS / (1 - t), the paper's Config F, which needs times below 1.
+    inverse: LPIPS / (1 - t), the paper's Config F, which needs times below 1; False is without.
     c: of `pseudo_huber`, a scalar.
 
   Raises ValueError for a c that is not positive.

@@ -76,6 +76,7 @@ _GRIDS = {
   "uniform": grids.uniform,
 }
 NAMES = tuple(_SAMPLERS)
+SOLVERS = tuple(name for name, fn in _SAMPLERS.items() if hasattr(fn, "__wrapped__"))  # of an ODE
 # Parameters that are not for a config: arrays, and functions of a notebook.
 _GIVEN = ("field", "velocity_fn", "x", "keys", "ts", "z", "guide")
 _GIVEN += ("B", "sizes", "predictor", "step_size")

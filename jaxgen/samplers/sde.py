@@ -170,7 +170,9 @@ def _flow(field, x, keys, ts, z, order, diffusion, scale, last, last_size):
   """A step is keep x + a p(t).x + b p(t).eps, and the same of p(s): a table of these weights."""
   method.check("last", last, last in LAST, f"one of {', '.join(LAST)}")
   method.check_weight("scale", scale)
-  path, ts = field.path, _with_last(ts, last_size)
+  path = field.path
+  with jax.ensure_compile_time_eval():  # known also while JAX traces
+    ts = _with_last(ts, last_size)
   paths.check_times(path, ts)
   rate, steps = _diffusion(diffusion, path, ts, scale), len(ts) - 1
   (t, s), h = (ts[:-1], jnp.append(ts[1:-1], ts[-2])), jnp.diff(ts)

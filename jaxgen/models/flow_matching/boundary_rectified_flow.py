@@ -8,13 +8,11 @@ UNet in place of the paper's transformer; E[X1] is that of each class where ther
 is counted while training; labels dropped for classifier-free guidance, arXiv:2207.12598.
 """
 
-import jax.numpy as jnp
-
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.objectives import boundary as boundary_lib
-from jaxgen.objectives import change_of_variables, velocity
+from jaxgen.objectives import change_of_variables, likelihood, velocity
 from jaxgen.samplers import guidance
 
 _BOUNDARIES = {"masked": boundary_lib.masked, "subtracted": boundary_lib.subtracted}
@@ -99,7 +97,7 @@ def build(
     of dequantization and trace an example, Heun's steps crowd at the data.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    ts = 1.0 - jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3
+    ts = likelihood.flow_times(path, ode_steps)
     return change_of_variables.image_log_prob(
       velocity_fn(vars, cond.get("label")), batch["image"], keys, ts
     )

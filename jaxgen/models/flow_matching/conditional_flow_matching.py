@@ -5,10 +5,10 @@ matching: Pooladian et al., 2023. arXiv:2304.14772.
 
 Flow matching between any two distributions, on pairs that an optimal transport plan of the batch
 makes: straighter flows and a steadier target (OT-CFM), or along Brownian bridges on an entropic
-plan (SB-CFM, a Schroedinger bridge). Deviations: the network is told 1000 t, as it was made for;
-classes, with labels dropped for classifier-free guidance (arXiv:2207.12598). A plan knows nothing
-of labels, so noise and label of a pair depend on each other, which those of samples do not
-(arXiv:2503.10636).
+plan (SB-CFM, a Schroedinger bridge, here drawn by its probability flow alone). Deviations: the
+network is told 1000 t, as it was made for; classes, with labels dropped for classifier-free
+guidance (arXiv:2207.12598). A plan knows nothing of labels, so noise and label of a pair depend on
+each other, which those of samples do not (arXiv:2503.10636).
 """
 
 import functools
@@ -101,9 +101,13 @@ def build(
     return error.mean(), Aux({"transport": jnp.mean((x1 - x0) ** 2)})
 
   def field(vars, cond={}, *, w=guidance_weight):
-    """cond: {"label": int32 [n]}, or {}. Of data to data, only velocities mean anything."""
+    """cond: {"label": int32 [n]}, or {}, and a `start`, which it does not need.
+
+    But for independent noise and sigma = 0 only its velocities mean anything: the score, and
+    samplers with noise, are those of independent noise.
+    """
     of = lambda label: paths.velocity_field(PATH, velocity_fn(vars, label))
-    return guidance.of_labels(of, cond, n_classes, w)
+    return guidance.of_labels(of, method.without(cond, starts), n_classes, w)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. w: of `field`; a `name` in options replaces `sampler`.
@@ -111,9 +115,8 @@ def build(
     cond: of `field`, and with data as starts also {"start": [n, *image_shape]}.
     """
     method.check_given(cond, starts)
-    rest = {name: value for name, value in cond.items() if name not in starts}
     at = cond["start"] if starts else None
-    x = samplers.draw(field(vars, rest, w=w), keys, image_shape, sampler, start=at, **options)
+    x = samplers.draw(field(vars, cond, w=w), keys, image_shape, sampler, start=at, **options)
     return {"image": x}
 
   def log_prob(vars, batch, keys):

@@ -7,8 +7,9 @@ Survey R01, Eq. 101-102.
 An ODE from noise at t = 0 to data at t = 1, survey Eq. 102, trained by the likelihood that it gives
 to the data: solved backward, with the trace of its Jacobian as the change of log p, exact or
 estimated as in FFJORD, arXiv:1810.01367. Its Euler steps are the residual network of survey Eq.
-101. Deviations: each example has its own steps, so that its likelihood does not depend on its
-batch; images, which are dequantized, and networks for them are FFJORD's idea.
+101. Deviations: by default the gradient is that of the solver's own steps, which is faster for so
+small a network, and training is shorter; each example has its own steps, so that its likelihood
+does not depend on its batch; images, which are dequantized, and networks for them are FFJORD's.
 """
 
 import functools
@@ -77,7 +78,7 @@ def build(
   ema=0.0,
   sampler={"name": "adaptive", "steps": 1, "rtol": 1e-5, "atol": 1e-5},
 ):
-  """The Method; the defaults are the paper's for points in the plane.
+  """The Method; the defaults are of points in the plane, with the paper's network.
 
   Args:
     image_shape: (H, W, C) of batches, in [-1, 1], and samples, which are not clipped; points in the

@@ -52,6 +52,7 @@ def build(
   method.check("net_args.widths", net.widths, net.widths, "at least one")
   method.check_positive("net_args.beta", net.beta)
   starts = {"start": image_shape} if start == "data" else {}
+  inner = {"tolerance": tolerance, "max_steps": max_steps}
 
   def init(key):
     return Vars({"net": net.init(key, jnp.zeros((1, *image_shape)))["params"]})
@@ -69,31 +70,26 @@ def build(
     k_start, k_loss = noise.split(keys)
     x = batch["image"].astype(jnp.float32)
     error, residual = optimal_flow_matching.optimal_flow_matching(
-      potential(vars), begin(batch, k_start), x, k_loss, tolerance=tolerance, max_steps=max_steps
+      potential(vars), begin(batch, k_start), x, k_loss, **inner
     )
     return error.mean(), Aux({"residual": residual.mean()})
 
   def field(vars, cond={}):
     """Of velocities like x_t [n, ...]; of data to data nothing else of it means anything.
 
-    cond: {}, no classes.
+    cond: {}, as there are no classes, and a `start`, which it does not need.
     """
-    method.check_cond(cond, 0)
+    method.check_cond(method.without(cond, starts), 0)
     psi = potential(vars)
-
-    def velocity_fn(x_t, t):
-      return optimal_flow_matching.velocity(psi, x_t, t, tolerance=tolerance, max_steps=max_steps)[
-        0
-      ]
-
-    return paths.velocity_field(paths.Linear(), velocity_fn)
+    fn = lambda x_t, t: optimal_flow_matching.velocity(psi, x_t, t, **inner)[0]
+    return paths.velocity_field(paths.Linear(), fn)
 
   def sample(vars, keys, cond={}):
     """{"image": [n, *image_shape]}: grad Psi, in one step. Sec. 3.1.
 
     cond: {}, or with data as starts {"start": [n, *image_shape]}.
     """
-    method.check_cond({name: x for name, x in cond.items() if name not in starts}, 0)
+    method.check_cond(method.without(cond, starts), 0)
     return {"image": optimal_flow_matching.push(potential(vars), begin(cond, keys))}
 
   return Method(

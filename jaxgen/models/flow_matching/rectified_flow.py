@@ -7,8 +7,9 @@ Survey R02, Eq. 103-105, Box 10.
 A network regressed on the directions of straight lines from noise, or from other data, to data;
 then on the ends of its own trajectories, which makes those straighter (reflow), and into a few
 Euler steps (distillation): experiments/reflow.py. With the times and the distance of
-arXiv:2405.20320 one reflow is enough. Deviation: classes, with labels dropped for classifier-free
-guidance (arXiv:2207.12598).
+arXiv:2405.20320 one reflow is enough; no real data are inverted to make pairs for it, as that
+paper also does. Deviation: classes, with labels dropped for classifier-free guidance
+(arXiv:2207.12598).
 """
 
 import functools
@@ -21,7 +22,7 @@ from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.nn import vgg
 from jaxgen.objectives import change_of_variables, couplings, likelihood, velocity
-from jaxgen.objectives import times as densities
+from jaxgen.objectives import times as times_lib
 from jaxgen.samplers import guidance
 
 PATH = paths.Linear()
@@ -31,12 +32,12 @@ def _squared(vars):
   return velocity.squared
 
 
-def _pseudo_huber(vars, *, c=0.00054):
-  method.check_positive("distance_args.c", c)
+def _pseudo_huber(vars, *, c=velocity.C):
+  method.check_positive("c", c)
   return functools.partial(velocity.pseudo_huber, c=c)
 
 
-def _lpips_huber(vars, *, c=0.00054, inverse=True):
+def _lpips_huber(vars, *, c=velocity.C, inverse=True):
   def lpips(x, y):
     large = lambda x: jax.image.resize(x, (len(x), 224, 224, x.shape[-1]), "bilinear")
     return vgg.LPIPS().apply({"params": vars.params["lpips"]}, large(x), large(y))
@@ -81,7 +82,7 @@ def build(
     start: "noise", or "data": images that batches, and samplers in their cond, have as `start`.
     coupling: "independent", or "given": the starts of a batch and its images are the ends of
       trajectories of an earlier flow.
-    steps: 0, or k: trains at the times of k Euler steps alone, and samples with them.
+    steps: 0, or k: trains at the times of k Euler steps alone, for a sampler of just these.
     times, times_args: of `times.by_name`, the density of training times.
     distance: "squared", "pseudo_huber" or "lpips_huber", functions of `objectives.velocity`, and
       distance_args, their numbers. LPIPS has its network under "lpips", frozen: `init_from` gives
@@ -100,12 +101,16 @@ def build(
   method.check("coupling", coupling, coupling in ("independent", "given"), "independent or given")
   method.check_count("steps", steps, 0)
   method.check_count("ode_steps", ode_steps)
-  sampler = {"name": "euler", "steps": steps} if steps else sampler
   samplers.check(PATH, sampler)
-  density = densities.by_name(times, times_args)
+  trained = not steps or dict(sampler) == {"name": "euler", "steps": steps}
+  method.check("sampler", sampler, trained, f"Euler with {steps} steps, which it is trained for")
+  density = times_lib.by_name(times, times_args)
   method.check("distance", distance, distance in DISTANCES, f"one of {', '.join(DISTANCES)}")
   method.check_keywords("distance_args", distance_args, DISTANCES[distance], distance, ("vars",))
   DISTANCES[distance](None, **distance_args)  # its own refusals
+  inverse = distance == "lpips_huber" and distance_args.get("inverse", True)
+  below_1 = not inverse or times in ("uniform", "u_shaped")
+  method.check("times", times, below_1, "uniform or u_shaped, which stay below 1, with inverse")
   init_net, apply_net = nn.image_net(net, image_shape, n_classes, **net_args)
   starts = {"start": image_shape} if start == "data" else {}
 
@@ -137,19 +142,17 @@ def build(
     t = velocity.step_times(t, steps) if steps else t
     label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     fn = velocity_fn(vars, label, noise.stream(k_dropout))
-    error = velocity.rectified_flow(
-      fn, x0, x1, keys, t=t, distance=DISTANCES[distance](vars, **distance_args)
-    )
-    return error.mean(), Aux()
+    apart = DISTANCES[distance](vars, **distance_args)
+    return velocity.rectified_flow(fn, x0, x1, None, t=t, distance=apart).mean(), Aux()
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}, and a `start`, which it does not need.
 
-    Of data to data, only its velocities mean anything.
+    Of data to data, and of given pairs, only its velocities mean anything: the score and samplers
+    with noise are those of independent noise.
     """
-    labels = {name: value for name, value in cond.items() if name not in starts}
     of = lambda label: paths.velocity_field(PATH, velocity_fn(vars, label))
-    return guidance.of_labels(of, labels, n_classes, w)
+    return guidance.of_labels(of, method.without(cond, starts), n_classes, w)
 
   def sample(vars, keys, cond={}, *, w=guidance_weight, **options):
     """{"image": [n, *image_shape]}. w: of `field`; a `name` in options replaces `sampler`.

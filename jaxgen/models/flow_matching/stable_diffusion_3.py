@@ -21,7 +21,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.nn import embeddings, mmdit
-from jaxgen.objectives import change_of_variables, velocity
+from jaxgen.objectives import change_of_variables, likelihood, velocity
 from jaxgen.objectives import times as times_lib
 from jaxgen.samplers import guidance
 
@@ -170,7 +170,7 @@ def build(
     Of the null class, or given the labels where text_dropout is 0; otherwise as flow matching's.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, text_dropout)
-    ts = 1.0 - jnp.linspace(0.0, 1.0, ode_steps + 1) ** 3
+    ts = likelihood.flow_times(path, ode_steps)
     fn = velocity_fn(vars, text_of(vars, cond))
     return change_of_variables.image_log_prob(fn, batch["image"], keys, ts)
 
