@@ -1,5 +1,6 @@
 """Stochastic interpolants: closed forms between Gaussians, bridges, SDEs, ends, errors."""
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,3 +157,19 @@ def test_sdes_between_two_data_sets_have_their_marginals(name):
 def test_bad_gammas_are_refused(call, words):
   with pytest.raises(ValueError, match=words):
     call()
+
+
+@pytest.mark.evidence("R06", "G")
+def test_golden_independent_conditional_flow_matching():
+  x, close = golden.load("cfm_icfm")
+  gamma, t = interpolant.Constant(0.1), jnp.asarray(x["in.t"])
+  given = (x["in.x0"], x["in.x1"], x["in.epsilon"], t)
+  x_t, u = jax.jit(lambda *a: interpolant.interpolate(*a, gamma=gamma))(*map(jnp.asarray, given))
+  close(x_t, "x_t")
+  close(u, "u_t")
+  close(gamma(t), "sigma_t")
+
+
+def test_starts_of_another_shape_are_refused():
+  with pytest.raises(ValueError, match=r"x0.shape=\(1, 2\): expected that of x1, \(8, 2\)"):
+    interpolant.velocity(lambda x, t: x, jnp.zeros((1, 2)), jnp.zeros((8, 2)), keys(8))

@@ -41,7 +41,8 @@ def test_it_is_committed_with_what_it_shows(path):
 
 def test_there_is_one_for_every_kind_of_objective():
   kinds = {"elbo", "adversarial", "change_of_variables", "score", "velocity"}
-  assert kinds == {path.stem for path in run_notebooks.NOTEBOOKS}
+  assert kinds <= {path.stem for path in run_notebooks.NOTEBOOKS}
   for path in run_notebooks.NOTEBOOKS:
     text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
-    assert f"jaxgen/objectives/{path.stem}.py" in text and "survey Eq." in text
+    assert "jaxgen/objectives/" in text and "survey Eq." in text
+    assert f"jaxgen/objectives/{path.stem}.py" in text or path.stem not in kinds

@@ -1,5 +1,6 @@
 """Rectified flow: couplings, reflow as a pipeline, distillation, transport of data to data."""
 
+import json
 import re
 
 import jax
@@ -60,7 +61,7 @@ def seen(monkeypatch, batch, **args):
     return jnp.zeros(len(x0))
 
   monkeypatch.setattr(velocity, "rectified_flow", spy)
-  made = rectified_flow.build(**PLANE, sampler=SAMPLER, **args)
+  made = rectified_flow.build(**{**PLANE, "sampler": SAMPLER, **args})
   made.phases["net"].loss(made.init(KEY(0)), batch, keys())
   return found["x0"], found["x1"], found["t"]
 
@@ -82,9 +83,10 @@ def test_starts_are_noise_shuffled_data_or_the_pairs_of_a_flow(monkeypatch):
 @pytest.mark.evidence("R02", "M")
 def test_distillation_trains_at_the_times_of_its_steps_and_samples_with_them(monkeypatch):
   batch = {"image": jax.random.normal(KEY(1), (64, 1, 1, 2))}
-  assert (seen(monkeypatch, batch, steps=1)[2] == 0.0).all()
-  assert set(np.asarray(seen(monkeypatch, batch, steps=4)[2])) == {0.0, 0.25, 0.5, 0.75}
-  made = rectified_flow.build(**PLANE, steps=1)
+  sampler = {"name": "euler", "steps": 4}
+  t = seen(monkeypatch, batch, steps=4, sampler=sampler)[2]
+  assert set(np.asarray(t)) == {0.0, 0.25, 0.5, 0.75}
+  made = rectified_flow.build(**PLANE, steps=1, sampler={"name": "euler", "steps": 1})
   vars = moved(made.init(KEY(0)))
   x0 = noise.normal(noise.split(keys())[0], (1, 1, 2))
   v = made.fns["field"](vars).velocity(x0, jnp.zeros(64))
@@ -152,6 +154,11 @@ def test_lpips_is_not_a_number_until_it_has_weights():
     ({"distance": "pseudo_huber", "distance_args": {"c": 0.0}}, "c=0.0: expected a finite number"),
     ({"distance": "lpips_huber", "distance_args": {"c": 0.0}}, "c=0.0: expected a finite number"),
     ({"sampler": {"name": "langevin", "steps": 2}}, "sampler='langevin': expected another on"),
+    ({"steps": 4}, "expected Euler with 4 steps, which it is trained for"),
+    (
+      {"distance": "lpips_huber", "times": "cosmap"},
+      "times='cosmap': expected uniform or u_shaped",
+    ),
   ],
 )
 def test_bad_models_are_refused(args, words):
@@ -197,9 +204,21 @@ def test_reflow_draws_the_ends_of_trajectories_once_and_starts_as_the_teacher(ru
     x = ode.heun(field.velocity, start, jnp.linspace(0.0, 1.0, 4))
     np.testing.assert_allclose(found["image"], x, rtol=1e-5, atol=1e-5)
   before = (runs / "second/pairs/train.npz").stat().st_mtime_ns
-  result = launch(*command, f"--workdir={runs / 'second'}")
+  result = launch(*command, f"--workdir={runs / 'second'}", "--config.train.steps=0")
   assert result.returncode == 0, result.stderr[-2000:]
   assert (runs / "second/pairs/train.npz").stat().st_mtime_ns == before
+
+
+def test_reflow_refuses_what_has_no_trajectories_or_other_pairs(runs):
+  config, teacher = runs / "moons_reflow.py", runs / "first"
+  for words, given in {
+    "a name of": ["--n=50", '--options={"name": "ancestral", "steps": 5}'],
+    "expected one with args.coupling=given": ["--n=50", "--config.args.coupling=independent"],
+    "'noise': expected start=data": ["--n=50", "--config.args.start=noise"],
+  }.items():
+    result = launch("reflow", f"--config={config}", f"--teacher={teacher}", *given,
+                    f"--workdir={runs / 'bad'}")  # fmt: skip
+    assert result.returncode != 0 and words in result.stderr, result.stderr[-2000:]
 
 
 def test_a_flow_from_data_is_sampled_and_measured_from_the_starts_of_its_data(runs):
@@ -210,6 +229,11 @@ def test_a_flow_from_data_is_sampled_and_measured_from_the_starts_of_its_data(ru
   conditions = inference.conditions(config, made, 3)
   cond = conditions.cond(pipeline.load(conditions, np.arange(3)))
   assert cond.keys() == {"start"}
+  measures = ["--samples=20", "--measures=transport_cost,wasserstein"]
+  result = launch("evaluate", f"--workdir={runs / 'first'}", *measures)
+  found = json.loads(result.stdout)["measures"]
+  assert found["W2"]["reference"] == {"data": "pair:toy:gaussians8->toy:moons train", "n": 20}
+  assert 0.0 < found["transport cost"]["value"] < 10.0
   n, grid = loop.grid_cond(config, made)
   assert n == 64 and (grid["start"][:3] == cond["start"]).all()
   with np.load(runs / "first/sample.npz") as f:

@@ -62,7 +62,7 @@ def test_inverse_of_the_distribution_function(name, options):
   t = np.asarray(times.by_name(name, options)(u), np.float64)
   rises = t[-1] > t[0]
   assert (np.diff(t) > 0.0).all() if rises else (np.diff(t) < 0.0).all()
-  np.testing.assert_allclose(cdf(name, options, t), u if rises else 1.0 - u, atol=2e-5)
+  np.testing.assert_allclose(cdf(name, options, t), u if rises else 1.0 - u, atol=4e-5)
 
 
 @every_case
@@ -81,7 +81,8 @@ def test_ends_are_finite_in_float32(name, options):
   u = np.concatenate([[0.0, 2.0**-24, 1e-45, 1.0 - 2.0**-24, 1.0], np.linspace(0, 1, 100_001)])
   t = np.asarray(jax.jit(times.by_name(name, options))(u.astype(np.float32)))
   assert t.dtype == np.float32 and np.isfinite(t).all() and (t >= 0.0).all() and (t <= 1.0).all()
-  np.testing.assert_allclose(sorted([t[0], t[4]]), [0.0, 1.0], atol=1e-7)
+  left = 1e-5 if name == "u_shaped" else 0.0  # so much of each end is left out
+  np.testing.assert_allclose(sorted([t[0], t[4]]), [left, 1.0 - left], atol=1.2e-7)
 
 
 def test_symmetry():

@@ -86,7 +86,7 @@ def test_flows_of_gaussian_data_have_their_straightness_and_end():
 
 @pytest.mark.evidence("D02", "M")
 def test_the_flow_of_a_chain_is_that_of_vp():
-  """Its end is right, and a solver needs as many evaluations as on VP, half those of its own time.
+  """Its end is right, and a solver needs as many evaluations as on VP.
 
   On a short chain, which VP leaves early at neither end, the flow is the chain's own.
   """
@@ -100,18 +100,17 @@ def test_the_flow_of_a_chain_is_that_of_vp():
       start = DATA.at(path, jnp.float32(path.t_noise), XI)
       found.append((ts, *adaptive(field.velocity, start, ts)))
     count = lambda field, ts: ode.evaluations(field.velocity, start_of_chain, ts)
-    start_of_chain, own = DATA.at(chain, jnp.float32(1000.0), XI), jnp.array([1000.0, 1.0])
+    start_of_chain = DATA.at(chain, jnp.float32(1000.0), XI)
     fields = [DATA.field(paths.VP()), transport.probability_flow(DATA.field(chain))[0]]
-    return found, [count(f, found[0][0]) for f in fields], count(DATA.field(chain), own)
+    return found, [count(f, found[0][0]) for f in fields]
 
-  ((ts, x1, s), (short_ts, short_x1, _)), (on_vp, moved), own = run()
+  ((ts, x1, s), (short_ts, short_x1, _)), (on_vp, moved) = run()
   np.testing.assert_allclose(ts, [1.0, 1e-3])
   expected, end = quadrature(paths.VP(), 1.0, 1e-3)
   # 3e-4: the chain ends at log(alpha^2) = -10.1, VP at -10.05, of alpha = 0.0066
   np.testing.assert_allclose(x1[:, 0], end, atol=4e-4)
   np.testing.assert_allclose(s, expected, rtol=5e-3, atol=1e-3)
   np.testing.assert_allclose(moved, on_vp, atol=6)  # a step
-  assert own.sum() > 1.3 * moved.sum()
   path = paths.VP()
   log_snr = [paths.log_snr(path, short_ts[0]), paths.log_snr(short, jnp.float32(30.0))]
   np.testing.assert_allclose(*log_snr, rtol=1e-4)

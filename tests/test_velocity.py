@@ -19,8 +19,8 @@ perceived = lambda a, b: jnp.mean((a - b) ** 2, axis=tuple(range(1, a.ndim)))  #
 DISTANCES = {
   "squared": velocity.squared,
   "pseudo-Huber": velocity.pseudo_huber,
-  "LPIPS-Huber": velocity.lpips_huber(perceived),
-  "LPIPS-Huber, 1/t": velocity.lpips_huber(perceived, inverse=True),
+  "LPIPS-Huber": velocity.lpips_huber(perceived, inverse=False),
+  "LPIPS-Huber, 1/t": velocity.lpips_huber(perceived),
 }
 every_distance = pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
 
@@ -125,11 +125,11 @@ def test_lpips_huber_by_hand():
   found = perceived(z_t - wide * out, x)
   fn = lambda *_: -out
   loss = functools.partial(velocity.rectified_flow, fn, z, x, keys(4), t=1.0 - s)
-  plain = loss(distance=velocity.lpips_huber(lpips))
+  plain = loss(distance=velocity.lpips_huber(lpips, inverse=False))
   np.testing.assert_allclose(plain, (1.0 - s) * huber + found, rtol=1e-5)
   np.testing.assert_allclose(seen[0][0], z_t - wide * out, atol=1e-5)
   np.testing.assert_allclose(seen[0][1], x, atol=1e-6)
-  inverse = loss(distance=velocity.lpips_huber(lpips, inverse=True))
+  inverse = loss(distance=velocity.lpips_huber(lpips))
   np.testing.assert_allclose(inverse, (1.0 - s) * huber + found / s, rtol=1e-5)
   with pytest.raises(ValueError, match="c=0.0: expected a finite number above 0"):
     velocity.lpips_huber(lpips, c=0.0)

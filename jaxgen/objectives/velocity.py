@@ -85,10 +85,8 @@ def pseudo_huber(v, target, x_t, t, *, c=C):
   Squares |e|^2 / (2 C) / d of small errors, and (|e| - C) / d of large ones. Divided by d as in its
   code, which is no part of the paper's formula.
 
-  v, target: [B, ...]. x_t, t: of every distance, like x_t and [B]; not used. c: a scalar. Raises
-  ValueError for a c that is not above 0.
+  v, target: [B, ...]. x_t, t: of every distance, like x_t and [B]; not used. c: a scalar above 0.
   """
-  method.check_positive("c", c)
   d = v[0].size
   square = jnp.sum((v - target) ** 2, axis=_axes(v))
   return (jnp.sqrt(square + (c * d) ** 2) - c * d) / d
