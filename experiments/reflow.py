@@ -75,14 +75,13 @@ def main():
   if (folder / "of.json").exists():
     before = (folder / "of.json").read_text()
     method_lib.check("--workdir", before, before == told, f"pairs of {told}, or a new folder")
-  elif jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    config_lib.write_whole(folder / "of.json", told)
   for split, n in splits.items():
     file = folder / f"{split}.npz"
     if not file.exists():
       found = pairs(split, n)
       if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        config_lib.write_whole(folder / "of.json", told)
         with (folder / "new.tmp").open("wb") as f:
           np.savez(f, **found)
         (folder / "new.tmp").replace(file)

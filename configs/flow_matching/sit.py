@@ -1,4 +1,4 @@
-r"""SiT, arXiv:2401.08740.
+r"""SiT, arXiv:2401.08740: beside R06.
 
 python -m experiments.train --config=configs/flow_matching/sit.py:imagenet256 --workdir=runs/sit
 Paper: class-conditional ImageNet 256x256: FID 2.06 at guidance 1.50 (guidance_weight=0.5,

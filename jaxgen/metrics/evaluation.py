@@ -298,7 +298,7 @@ def of_points(judged, data, batch_size):
   method_lib.check("numbers an image", size, size <= POINT, f"{POINT} at most, for wasserstein")
   method_lib.check_count("samples", judged.n, 1, transport.LARGEST)
   x, y = (_images(j, batch_size) for j in (judged, read_images(data.source, judged.n)))
-  told = {"data": f"{data.spec} {data.split}", "n": judged.n}
+  told = {"data": f"{data.spec} {data.split}", "n": judged.n, "hash": checkpoint.sha256(y)[:16]}
   how = f"{judged.what}; exact, of all against as many of the data"
   value = transport.wasserstein(x, y)
   return {
