@@ -73,9 +73,10 @@ def get_config(variant="cifar10"):
     )
   elif variant == "smoke":
     c.args.update(
-      image_shape=(8, 8, 1), n_classes=10, sampler=dict(name="heun", steps=2), ode_steps=2
-    )
-    c.args.net_args.update(channels=8, multipliers=(1, 2), n_res_blocks=1, attention=())
+      image_shape=(8, 8, 1), n_classes=10, net="ResidualMLP", sampler=dict(name="heun", steps=2),
+      ode_steps=2,
+    )  # fmt: skip
+    c.args.net_args = dict(width=32, depth=1, dtype="float32")
     c.args.tx.warmup = 0
     c.data.update(source="digits", batch_size=16)
     c.train.update(

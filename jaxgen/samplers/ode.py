@@ -91,16 +91,17 @@ def evaluations(velocity_fn, x, ts, *, rtol=1e-5, atol=1e-5, max_steps=1000):
 def direct(velocity_fn, x, ts, *, rtol=1e-5, atol=1e-5, max_steps=1000):
   """x [B, ...] at ts[-1] as of `adaptive`, with the gradient of its steps: discretise, optimise.
 
-  Of x and all that velocity_fn holds; exact for these steps, from checkpoints, arXiv:2202.02435,
-  Sec. 5.1. The rows of x are one state of one step size: under `jax.vmap` over examples [1, ...]
-  each has its own. Only the ends of ts [S + 1] count, and they have no gradient.
+  Of x and all that velocity_fn holds; exact for these steps. arXiv:2202.02435, Sec. 5.1. The rows
+  of x are one state of one step size: under `jax.vmap` over examples [1, ...] each has its own.
+  Only the ends of ts [S + 1] count, and they have no gradient.
 
   rtol, atol, max_steps: of `adaptive`; what needs more steps is NaN, and so is its gradient. Raises
   ValueError for options out of range.
   """
-  held, fn = _opened(velocity_fn, x, ts)
-  f = lambda x, t: fn(held, x, _rows(t, x))
-  return _solve(f, x, jax.lax.stop_gradient(ts), rtol, atol, max_steps)[0]
+  f = lambda x, t: velocity_fn(x, _rows(t, x))
+  # diffrax's default, RecursiveCheckpointAdjoint, fails under shard_map and pmap.
+  gradient = diffrax.DirectAdjoint()
+  return _solve(f, x, jax.lax.stop_gradient(ts), rtol, atol, max_steps, gradient)[0]
 
 
 def adjoint(velocity_fn, x, ts, *, rtol=1e-5, atol=1e-5, max_steps=1000):
@@ -173,7 +174,7 @@ def _each_row(velocity_fn, x, ts, rtol, atol, max_steps):
   return jax.vmap(lambda x: _solve(alone, x, ts, rtol, atol, max_steps))(x)
 
 
-def _solve(f, x, ts, rtol, atol, max_steps):
+def _solve(f, x, ts, rtol, atol, max_steps, gradient=diffrax.RecursiveCheckpointAdjoint()):
   """(x at ts[-1], or NaN; evaluations) of f(x, t), t a scalar: one state of one step size."""
   method.check_positive("rtol", rtol)
   method.check_positive("atol", atol)
@@ -187,6 +188,7 @@ def _solve(f, x, ts, rtol, atol, max_steps):
     y0=x,
     stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
     max_steps=max_steps,
+    adjoint=gradient,
     throw=False,
   )
   # A factor, so that the gradient of what is no solution is NaN too.
