@@ -260,7 +260,7 @@ CASES = {
     "bound_terms=0: expected a whole number, 1",
   ),
   "sigma_min": (
-    built("flow_matching.flow_matching", sigma_min=1.0),
+    built("flow_matching.flow_matching", path_args={"sigma_min": 1.0}),
     "sigma_min=1.0: expected at least",
   ),
   "ode_steps": (built("flow_matching.flow_matching", ode_steps=0), "ode_steps=0: expected a whole"),

@@ -77,6 +77,8 @@ def velocity(velocity_fn, x0, x1, keys, *, gamma=Constant(), t=None, z=None):
     gamma: of `interpolate`; its t_min is how far random times stay from 0 and 1.
     t, z: [B] in 0 to 1, from noise to data, and [B, ...], in place of uniform times and normal
       noise (tests, ablations).
+
+  Raises ValueError for an x0 that is not of the shape of x1.
   """
   x_t, target, t, _ = _drawn(x0, x1, keys, gamma, t, z)
   return _mean_square(velocity_fn(x_t, t) - target)
@@ -86,7 +88,7 @@ def denoiser(eta_fn, x0, x1, keys, *, gamma, t=None, z=None):
   """|eta(x_t, t) - z|^2, per example [B]; the score is -eta / gamma. Sec. 2.2.
 
   Arguments as of `velocity`, but eta_fn: (x_t [B, ...], t [B]) -> [B, ...]; x0, x1 [B, ...],
-  keys [B], t [B] in 0 to 1, from noise to data, z [B, ...].
+  keys [B], t [B] in 0 to 1, from noise to data, z [B, ...]. Raises ValueError as that does.
   """
   x_t, _, t, z = _drawn(x0, x1, keys, gamma, t, z)
   return _mean_square(eta_fn(x_t, t) - z)
