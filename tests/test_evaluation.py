@@ -343,11 +343,9 @@ def test_flows_of_known_straightness():
     judged = evaluation.draw_samples(made, method.Vars({}), KEY, conditions)
     w2 = evaluation.of_points(judged, data, 100)["W2"]
     np.testing.assert_allclose(w2["value"], 1.0 if drift == "line" else 0.0, atol=1e-3)
-    assert w2["reference"] == {"data": "ring test", "n": 9} and w2["n"] == 9
+    assert (w2["reference"]["data"], w2["reference"]["n"], w2["n"]) == ("ring test", 9, 9)
   assert found["line"]["NFE"]["value"] < found["turn"]["NFE"]["value"]
-  assert (
-    found["line"]["NFE"]["how"].endswith("rtol = atol = 1e-5") and found["line"]["NFE"]["n"] == 9
-  )
+  assert "rtol = atol = 1e-5" in found["line"]["NFE"]["how"] and found["line"]["NFE"]["n"] == 9
   labels = {"W2", *(label for measured in found.values() for label in measured)}
   assert labels <= evaluation.labels()
 
