@@ -61,6 +61,11 @@ def of_run(names, networks):
   size = config.data.image_size if IMAGE_SIZE.value is None else IMAGE_SIZE.value
   if ROW.value:
     results.check_fits(pathlib.Path(ROW.value), workdir)
+  fits = (
+    SOURCE.value or config.args.get("coupling") != "given" or {*names} <= {*evaluation.OF_FLOWS}
+  )
+  what = "the data: those of this run are samples of another"
+  method_lib.check("--source", SOURCE.value, fits, what)
   found = {}
   if own := [name for name in names if name in evaluation.OF_METHODS]:
     told = (
@@ -78,10 +83,6 @@ def of_run(names, networks):
     judged = evaluation.draw_samples(*drawn, **options)
     if of_flow := [name for name in sampled if name in evaluation.OF_FLOWS]:
       found |= evaluation.of_flow(of_flow, *drawn, BATCH_SIZE.value, **options)
-    compared = any(name not in evaluation.OF_FLOWS for name in sampled)
-    own_data = SOURCE.value or config.args.get("coupling") != "given" or not compared
-    told = "the data: those of this run are samples of another"
-    method_lib.check("--source", SOURCE.value, own_data, told)
     if any(name in evaluation.OF_POINTS for name in sampled):
       points = evaluation.open_data(spec, REFERENCE_SPLIT.value, None, size)
       found |= evaluation.of_points(judged, points, BATCH_SIZE.value)

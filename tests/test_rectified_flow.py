@@ -46,7 +46,7 @@ def test_reflow_straightens_a_flow_between_gaussians_until_one_step_is_exact():
     return 0.7 - 0.7 * (x - 0.7 * t) / (1.0 - 0.7 * t)
 
   pairs = velocity.rectified_flow(second, x0, x1, keys())
-  straight = transport.straightness(second, x0, ts)
+  _, straight = transport.simulate(second, x0, ts)
   assert bent.mean() > 0.05 and jnp.abs(straight).max() < 1e-5 and pairs.max() < 1e-6
   one = lambda fn: jnp.abs(ode.euler(fn, x0, jnp.array([0.0, 1.0])) - x1).max()
   assert one(first) > 0.1 and one(second) < 1e-3

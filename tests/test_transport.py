@@ -27,15 +27,14 @@ def test_a_straight_line_is_straight_and_costs_its_length():
   @jax.jit
   def run(ts):
     x1, s = transport.simulate(lambda x, t: v, x, ts)
-    return x1, s, transport.straightness(lambda x, t: v, x, ts), transport.transport_cost(x, x1)
+    return x1, s, transport.transport_cost(x, x1)
 
   for ts in (jnp.linspace(0.0, 1.0, 9), jnp.linspace(3.0, 0.5, 9) ** 2):
-    x1, s, same, cost = run(ts)
+    x1, s, cost = run(ts)
     length = (ts[-1] - ts[0]) ** 2 * jnp.sum(v**2, (1, 2, 3))
     np.testing.assert_allclose(x1, x + (ts[-1] - ts[0]) * v, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(cost, length, rtol=1e-5)
     np.testing.assert_allclose(s / length, 0.0, atol=1e-6)
-    np.testing.assert_array_equal(s, same)
 
 
 @pytest.mark.evidence("R02", "M")
@@ -46,8 +45,8 @@ def test_the_straightness_of_a_circle():
 
   @jax.jit
   def run(ts):
-    by_steps = transport.straightness(turn, x, ts)
-    return by_steps, transport.straightness(turn, x, ts, solve=ode.adaptive)
+    solvers = (ode.heun, ode.adaptive)
+    return [transport.simulate(turn, x, ts, solve=solve)[1] for solve in solvers]
 
   for t0, t1 in ((0.0, 1.0), (1.5, 0.25)):
     w, r2 = speed * (t1 - t0), np.array([1.0, 0.25, 25.0])

@@ -3,9 +3,9 @@
 
 For DiT-XL-2-256x256.pt, DiT-XL-2-512x512.pt, SiT-XL-2-256x256.pt (arXiv:2401.08740, whose names are
 DiT's) and networks of any size, whose table of positions, where the file has one, is that of
-`nn.dit.positions`. diffusers embeds times at other frequencies
-than the authors (`downscale_freq_shift=1`) though its weights are theirs: ours are the authors'.
-Read the tensors with safetensors; no torch is needed.
+`nn.dit.positions`. diffusers embeds times at other frequencies than the authors
+(`downscale_freq_shift=1`) though its weights are theirs: ours are the authors'. Read the tensors
+with safetensors; no torch is needed.
 """
 
 import itertools

@@ -18,7 +18,13 @@ LARGEST = 4000  # points that are matched: seconds, and 128 MB
 
 
 def simulate(velocity_fn, x, ts, *, solve=ode.heun):
-  """(x [B, ...] at ts[-1], `straightness` [B]) of the flow from x at ts[0], in one pass.
+  """(x [B, ...] at ts[-1], straightness [B]) of the flow from x at ts[0].
+
+  Straightness is int |(Z_1 - Z_0) - dZ/ds|^2 ds along each trajectory, S(Z) of the paper without
+  its mean over examples, arXiv:2209.03003, Theorem 3.7. s runs from 0 to 1 as t does from ts[0] to
+  ts[-1], at an even rate: 0 is a straight line at constant speed in the time of the velocity. On
+  paths other than Linear a straight line has a speed of its own and is not 0. Over |Z_1 - Z_0|^2,
+  of `transport_cost`, it has no unit. Where it is 0, rounding may leave it below.
 
   velocity_fn: (x [B, ...], t [B]) -> dx/dt. x: [B, ...]. ts: [S + 1], from noise to data, or either
   way. solve: a solver of samplers.ode; the velocity must be finite at both ends.
@@ -33,20 +39,6 @@ def simulate(velocity_fn, x, ts, *, solve=ode.heun):
   x1, second_moment = solve(augmented, (x, jnp.zeros(len(x), x.dtype)), ts)
   # int |v - mean|^2 = int |v - c|^2 - |mean - c|^2, and the mean velocity is (x1 - x) / span.
   return x1, span**2 * second_moment - jnp.sum((x1 - x - span * c) ** 2, axes)
-
-
-def straightness(velocity_fn, x, ts, *, solve=ode.heun):
-  """int |(Z_1 - Z_0) - dZ/ds|^2 ds along each trajectory from x, [B]: S(Z) of the paper.
-
-  arXiv:2209.03003, Theorem 3.7, without its mean over examples. s runs from 0 to 1 as t does from
-  ts[0] to ts[-1], at an even rate: 0 is a straight line at constant speed in the time of the
-  velocity. On paths other than Linear a straight line has a speed of its own and is not 0. Over
-  |Z_1 - Z_0|^2, of `transport_cost`, it has no unit. Where it is 0, rounding may leave it below.
-
-  velocity_fn: (x [B, ...], t [B]) -> dx/dt. x: [B, ...]. ts: [S + 1], from noise to data, or either
-  way. solve: of `simulate`.
-  """
-  return simulate(velocity_fn, x, ts, solve=solve)[1]
 
 
 def transport_cost(x0, x1):

@@ -33,8 +33,15 @@ def positions(dim, height, width):
   Half of dim is for the column, half for the row; of each, half are sines and half cosines.
   Sec. 3.2, as in the authors' code. Raises ValueError for a dim that is not 4, 8, 12, ...
   """
+  return sinusoids(dim, *np.indices((height, width)).reshape(2, -1, 1))
+
+
+def sinusoids(dim, rows, columns):
+  """float32 [N, dim] of places rows, columns [N, 1], as `positions` has them.
+
+  Raises ValueError for a dim, a scalar, that is not 4, 8, 12, ...
+  """
   method.check("dim", dim, dim > 0 and dim % 4 == 0, "a multiple of 4")
-  rows, columns = np.indices((height, width)).reshape(2, -1, 1)
   frequencies = 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))
   waves = [f(i * frequencies) for i in (columns, rows) for f in (np.sin, np.cos)]
   return np.concatenate(waves, axis=-1).astype(np.float32)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 class ICNN(nn.Module):
   """A convex function of x, with convex quadratics of x at every layer: DenseICNN.
 
-  arXiv:1909.13082, App. B.2, with a quadratic of learned weight beside, of which alone the gradient
-  at initialisation almost consists: the map starts near the identity, and nothing is pretrained.
+  arXiv:1909.13082, App. B.2, with a quadratic of learned weight beside, which at initialisation is
+  nearly all of the gradient: the map starts near the identity, and nothing is pretrained.
 
   widths: of the hidden layers. rank: of each quadratic. beta: the least curvature, in every
   direction at every x.

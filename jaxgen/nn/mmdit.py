@@ -24,15 +24,12 @@ def positions(dim, height, width, *, max_size=192, base_size=64):
   base_size: scalars, sides of the largest grid and of the usual one. Raises ValueError for a grid
   that is larger and for a dim that is not 4, 8, 12, ...
   """
-  method.check("dim", dim, dim > 0 and dim % 4 == 0, "a multiple of 4")
   for name, value in (("height", height), ("width", width)):
     method.check_count(f"patches of {name}", value, 1, max_size)
   sides = np.array([height, width]).reshape(2, 1, 1)
   corner = (max_size - sides) // 2
-  rows, columns = (np.indices((height, width)).reshape(2, -1, 1) + corner) * (base_size / max_size)
-  frequencies = 10_000.0 ** (-np.arange(dim // 4) / (dim // 4))
-  waves = [f(i * frequencies) for i in (columns, rows) for f in (np.sin, np.cos)]
-  return np.concatenate(waves, axis=-1).astype(np.float32)
+  places = np.indices((height, width)).reshape(2, -1, 1) + corner
+  return dit.sinusoids(dim, *(places * (base_size / max_size)))
 
 
 class Block(nn.Module):

@@ -19,14 +19,6 @@ def dequantize(keys, x):
   return x + BIN * noise.uniform(keys, x.shape[1:], -0.5, 0.5)
 
 
-def flow_times(path, n):
-  """Times from data to noise, [n + 1], of n steps that crowd at the data, where p(x) is steep.
-
-  For the likelihood of a flow, arXiv:2011.13456, Eq. 39. path: one of `jaxgen.paths`. n: a scalar.
-  """
-  return path.t_data + (path.t_noise - path.t_data) * jnp.linspace(0.0, 1.0, n + 1) ** 3
-
-
 def binarize(keys, x):
   """Pixels x [B, ...] in [-1, 1] -> 1 with probability (x + 1) / 2, else 0; float32 [B, ...].
 

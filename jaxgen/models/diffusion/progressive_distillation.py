@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
-from jaxgen.objectives import change_of_variables, distillation, likelihood
+from jaxgen.objectives import change_of_variables, distillation
 from jaxgen.samplers import guidance
 
 
@@ -110,8 +110,8 @@ def build(
     unbiased; Heun's steps crowd at the data, where the density is steep.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    fn, ts = field(vars, cond, w=0.0).velocity, likelihood.flow_times(path, ode_steps)
-    return change_of_variables.image_log_prob(fn, batch["image"], keys, ts)
+    fn = field(vars, cond, w=0.0).velocity
+    return change_of_variables.flow_log_prob(fn, batch["image"], keys, path, ode_steps)
 
   return Method(
     init,

@@ -3,8 +3,8 @@
 Survey R05, Eq. 106.
 
 Rectified flow whose velocity is E[X1] - x at the noise and x at the data, whatever the weights of
-its network: then the score is finite up to the data. Deviations: the masks between the ends; DDPM's
-UNet in place of the paper's transformer; E[X1] is that of each class where there are classes, and
+its network: then the score is finite up to the data. Deviations: the masks between the ends; flow
+matching's UNet; E[X1] is that of each class where there are classes, and
 is counted while training; labels dropped for classifier-free guidance, arXiv:2207.12598.
 """
 
@@ -12,7 +12,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.objectives import boundary as boundary_lib
-from jaxgen.objectives import change_of_variables, likelihood, velocity
+from jaxgen.objectives import change_of_variables, velocity
 from jaxgen.samplers import guidance
 
 _BOUNDARIES = {"masked": boundary_lib.masked, "subtracted": boundary_lib.subtracted}
@@ -93,14 +93,11 @@ def build(
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B].
 
-    Of the null class, or given the labels where label_dropout is 0. As in flow matching: one draw
-    of dequantization and trace an example, Heun's steps crowd at the data.
+    Of the null class, or given the labels where label_dropout is 0.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    ts = likelihood.flow_times(path, ode_steps)
-    return change_of_variables.image_log_prob(
-      velocity_fn(vars, cond.get("label")), batch["image"], keys, ts
-    )
+    fn = velocity_fn(vars, cond.get("label"))
+    return change_of_variables.flow_log_prob(fn, batch["image"], keys, path, ode_steps)
 
   return Method(
     init,

@@ -21,7 +21,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.nn import vgg
-from jaxgen.objectives import change_of_variables, couplings, likelihood, velocity
+from jaxgen.objectives import change_of_variables, couplings, velocity
 from jaxgen.objectives import times as times_lib
 from jaxgen.samplers import guidance
 
@@ -168,13 +168,10 @@ def build(
     """A lower bound on log P of 8-bit images, in nats [B].
 
     Of the null class, or given the labels where label_dropout is 0.
-
-    Estimated with one draw of dequantization and trace an example, both unbiased, and Heun's steps
-    that crowd at the data.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    fn, ts = velocity_fn(vars, cond.get("label")), likelihood.flow_times(PATH, ode_steps)
-    return change_of_variables.image_log_prob(fn, batch["image"], keys, ts)
+    fn = velocity_fn(vars, cond.get("label"))
+    return change_of_variables.flow_log_prob(fn, batch["image"], keys, PATH, ode_steps)
 
   return Method(
     init,

@@ -21,7 +21,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.nn import embeddings, mmdit
-from jaxgen.objectives import change_of_variables, likelihood, velocity
+from jaxgen.objectives import change_of_variables, velocity
 from jaxgen.objectives import times as times_lib
 from jaxgen.samplers import guidance
 
@@ -167,12 +167,11 @@ def build(
   def log_prob(vars, batch, keys):
     """A lower bound on log P of 8-bit images, in nats [B].
 
-    Of the null class, or given the labels where text_dropout is 0; otherwise as flow matching's.
+    Of the null class, or given the labels where text_dropout is 0.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, text_dropout)
-    ts = likelihood.flow_times(path, ode_steps)
     fn = velocity_fn(vars, text_of(vars, cond))
-    return change_of_variables.image_log_prob(fn, batch["image"], keys, ts)
+    return change_of_variables.flow_log_prob(fn, batch["image"], keys, path, ode_steps)
 
   bounded = {"log_prob": log_prob} if pixels and n_classes else {}
   return Method(
