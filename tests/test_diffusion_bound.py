@@ -10,7 +10,7 @@ import pytest
 from oracles import GaussianData
 
 from jaxgen import noise, paths
-from jaxgen.objectives import elbo, likelihood
+from jaxgen.objectives import diffusion_elbo, elbo, likelihood
 from jaxgen.samplers import guidance
 
 KEY = jax.random.key
@@ -44,7 +44,9 @@ def evidence(field, x, v=1.0):
 
   The chain is linear, so its two ends say what each step does.
   """
-  at = lambda x_t: elbo._reverse(field, jnp.full((T, 1), x_t), jnp.arange(T, 0.0, -1.0), v)[:2]
+  at = lambda x_t: diffusion_elbo._reverse(
+    field, jnp.full((T, 1), x_t), jnp.arange(T, 0.0, -1.0), v
+  )[:2]
   (m0, log_var), (m1, _) = at(0.0), at(1.0)
   mean, var = 0.0, 1.0
   for start, slope, own in np.hstack([m0, m1 - m0, jnp.exp(log_var)]):
@@ -64,13 +66,13 @@ def quadrature(n=24):
 def test_the_forward_chain_has_the_marginals_of_the_path():
   """Survey Eq. 76-78: T small steps make what `interpolate` makes at once, and end in noise."""
   x = jnp.full((20_000, 1), 0.8)
-  xs = jax.jit(functools.partial(elbo.diffusion_chain, PATH))(x, noise.rows(KEY(0), 20_000))
+  xs = jax.jit(functools.partial(diffusion_elbo.chain, PATH))(x, noise.rows(KEY(0), 20_000))
   assert xs.shape == (T + 1, 20_000, 1) and jnp.array_equal(xs[0], x)
   t = jnp.arange(1.0, T + 1)
   np.testing.assert_allclose(xs[1:].mean((1, 2)), 0.8 * PATH.alpha(t), atol=0.03)  # 4 / 20,000^.5
   np.testing.assert_allclose(xs[1:].std((1, 2)), PATH.sigma(t), rtol=0.02)
   once = jnp.zeros((T, 1, 1)).at[4].set(1.0)  # noise of step 5 alone, scaled by what follows
-  xs = elbo.diffusion_chain(PATH, jnp.zeros((1, 1)), noise.rows(KEY(0), 1), eps=once)
+  xs = diffusion_elbo.chain(PATH, jnp.zeros((1, 1)), noise.rows(KEY(0), 1), eps=once)
   exact = np.sqrt(PATH.betas[4] * np.prod(1.0 - np.asarray(PATH.betas[5:])))
   np.testing.assert_allclose(xs[-1, 0, 0], exact, rtol=1e-5)
   np.testing.assert_array_equal(xs[:5], 0.0)
@@ -87,7 +89,7 @@ def test_terms_of_the_exact_reverse_chain_sum_to_the_entropy_of_the_data():
 
   @functools.partial(jax.jit, static_argnums=0)
   def run(field):
-    return elbo.diffusion_terms(field, x, noise.rows(KEY(0), len(x)), eps=eps) @ w
+    return diffusion_elbo.terms(field, x, noise.rows(KEY(0), len(x)), eps=eps) @ w
 
   terms = run(exact_field(PATH))
   assert terms.shape == (T + 1,) and (terms[1:] > 0.0).all()
@@ -113,9 +115,9 @@ def test_the_bound_is_below_the_evidence_of_its_own_chain(v):
 
   @jax.jit
   def run(x, keys):
-    xs = elbo.diffusion_chain(PATH, x, keys)
-    terms = elbo.diffusion_terms(field, x, noise.fold_in(keys, 1), v=v)
-    return elbo.diffusion_ratio(field, xs, v=v), terms
+    xs = diffusion_elbo.chain(PATH, x, keys)
+    terms = diffusion_elbo.terms(field, x, noise.fold_in(keys, 1), v=v)
+    return diffusion_elbo.ratio(field, xs, v=v), terms
 
   ratio, terms = run(x, keys)
   ratio, bound = ratio.reshape(3, n), -terms.sum(0).reshape(3, n)
@@ -138,9 +140,9 @@ def test_the_entropies_of_the_first_paper_are_the_two_ends_of_the_sum():
   first = 0.5 * np.log(2.0 * np.pi * np.e * path.sigma(1.0) ** 2)  # H_q(x_1 | x_0)
   second_moment = path.alpha(1.0) ** 2 + path.sigma(1.0) ** 2
   decoder = -first + log_pi(1.0) - log_pi(second_moment)  # E log q(x_1 | x_0) pi(x_0) / pi(x_1)
-  prior = elbo.diffusion_prior(path, x[:, None]) @ w
-  np.testing.assert_allclose(elbo.diffusion_constant(path, n_dims), decoder - prior, rtol=1e-5)
-  twice = elbo.diffusion_constant(path, 2)
+  prior = diffusion_elbo.prior(path, x[:, None]) @ w
+  np.testing.assert_allclose(diffusion_elbo.constant(path, n_dims), decoder - prior, rtol=1e-5)
+  twice = diffusion_elbo.constant(path, 2)
   np.testing.assert_allclose(twice, 2.0 * (decoder - prior), rtol=1e-5)
 
 
@@ -148,8 +150,8 @@ def test_the_strata_of_the_bound_and_its_terms_agree():
   """diffusion_bound with terms = T is the sum of the same terms, with other noise."""
   x = jnp.round((jax.random.normal(KEY(2), (4000, 1)) * 0.3 + 1.2) * 127.5) / 127.5 - 1.0
   field, keys = DATA.field(PATH), noise.rows(KEY(3), 4000)
-  whole = jax.jit(lambda: elbo.diffusion_bound(field, x, keys, terms=T))()
-  terms = jax.jit(lambda: elbo.diffusion_terms(field, x, noise.fold_in(keys, 0)))().sum(0)
+  whole = jax.jit(lambda: diffusion_elbo.bound(field, x, keys, terms=T))()
+  terms = jax.jit(lambda: diffusion_elbo.terms(field, x, noise.fold_in(keys, 0)))().sum(0)
   error = 4.0 * float(jnp.std(whole - terms)) / 4000**0.5
   np.testing.assert_allclose(terms.mean(), whole.mean(), atol=error)
 
@@ -168,7 +170,7 @@ def test_golden_bound_term_by_term():
 
   field = guidance.clipped(paths.learned_field(path, fn))
   eps = rows(given["in.noise"])[::-1]  # ours begins with x_1
-  run = functools.partial(elbo.diffusion_terms, field, log_cdf=likelihood.tanh_log_cdf)
+  run = functools.partial(diffusion_elbo.terms, field, log_cdf=likelihood.tanh_log_cdf)
   terms = jax.jit(run)(x, noise.rows(KEY(0), 2), eps=eps) / (x[0].size * np.log(2.0))
   # L_0 is left out, and 0.3 % of the sum: bins of probability 1e-6 are float32 noise in the source.
   close(terms[-2::-1].T, "vb", where=np.arange(20) < 19)

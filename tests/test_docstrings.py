@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from jaxgen.core import method
 from jaxgen.index import ROOT
 
 FILES = [p for p in sorted((ROOT / "jaxgen").rglob("*.py")) if p.stat().st_size]
-FNS = ("sample", "field", "log_prob", "encode", "decode", "cache", "step", "detect")
 # Where each rule holds. `nn/__init__` and `samplers/__init__` are tables of names.
 # Of metrics, the measures: not the files that read weights and data for them.
 MEASURES = r"metrics/(?!_|evaluation|extractors|reference)"
@@ -64,7 +64,7 @@ def subjects(tree):
     doc = ast.get_docstring(node) or ""
     yield Subject(node.name, node, doc, "")
     for child in node.body:
-      is_fn = node.name == "build" and getattr(child, "name", "") in FNS
+      is_fn = node.name == "build" and getattr(child, "name", "") in method.FNS
       is_method = isinstance(node, ast.ClassDef) and isinstance(child, ast.FunctionDef)
       if is_fn or (is_method and (public(child) or child.name == "__call__")):
         name = f"{node.name}.{child.name}"

@@ -18,7 +18,7 @@ from jaxgen import noise, paths
 from jaxgen.core import axis, method, step
 from jaxgen.core import config as config_lib
 from jaxgen.models.diffusion import improved_ddpm
-from jaxgen.objectives import elbo, likelihood, score
+from jaxgen.objectives import diffusion_elbo, likelihood, score
 
 KEY = jax.random.key
 rows = lambda a: jnp.moveaxis(jnp.asarray(a), 1, -1)  # channels last
@@ -34,7 +34,7 @@ def test_golden_hybrid_loss():
   @jax.jit
   def loss(vlb_weight):
     fn = lambda *_: out
-    return elbo.diffusion_hybrid(fn, rows(x["in.x_start"]), keys(5), vlb_weight=vlb_weight, **given)
+    return diffusion_elbo.hybrid(fn, rows(x["in.x_start"]), keys(5), vlb_weight=vlb_weight, **given)
 
   close(loss(0.0), "mse")
   close(loss(1e-3), "loss")
@@ -47,7 +47,7 @@ def test_golden_learned_variance():
   path, t = paths.Discrete(), jnp.asarray(x["in.t"] + 1, jnp.float32)
   field = paths.learned_field(path, lambda *_: rows(x["in.model_output"]))
   x_t = rows(x["in.x_t"])
-  mean, log_var, _ = elbo._reverse(field, x_t, t, 1.0)
+  mean, log_var, _ = diffusion_elbo._reverse(field, x_t, t, 1.0)
   first = lambda a: np.moveaxis(np.asarray(a), -1, 1)
   close(first(mean), "mean")
   close(first(log_var), "log_variance")
@@ -70,24 +70,26 @@ def test_golden_importance_of_times():
   x, close = golden.load("loss_second_moment_weights")
   history, count = jnp.zeros((6, 3)), jnp.zeros(6, jnp.int32)
   t, terms = jnp.asarray(x["in.ts"] + 1), jnp.asarray(x["in.losses"], jnp.float32)
-  close(elbo.time_weights(*elbo.time_history(history, count, t, terms)), "weights")
+  close(
+    diffusion_elbo.time_weights(*diffusion_elbo.time_history(history, count, t, terms)), "weights"
+  )
   for part in np.split(np.arange(24), 6):  # in six batches
-    history, count = elbo.time_history(history, count, t[part], terms[part])
-  close(elbo.time_weights(history, count), "weights")
+    history, count = diffusion_elbo.time_history(history, count, t[part], terms[part])
+  close(diffusion_elbo.time_weights(history, count), "weights")
 
 
 def test_history_keeps_the_last_terms_of_each_time_in_order():
   """Against a list for each time; a batch has more of one time than the history holds."""
   rng, n_steps, n = np.random.default_rng(0), 4, 3
   history, count = jnp.zeros((n_steps, n)), jnp.zeros(n_steps, jnp.int32)
-  lists, update = [[] for _ in range(n_steps)], jax.jit(elbo.time_history)
+  lists, update = [[] for _ in range(n_steps)], jax.jit(diffusion_elbo.time_history)
   for i in range(6):
     t = rng.integers(1, 3 if i < 5 else 5, 8)
     terms = rng.random(8, np.float32)
     history, count = update(history, count, jnp.asarray(t), jnp.asarray(terms))
     for a, b in zip(t, terms, strict=True):
       lists[a - 1] = lists[a - 1] + [b]
-    p = elbo.time_weights(history, count)
+    p = diffusion_elbo.time_weights(history, count)
     full = all(len(seen) >= n for seen in lists)
     assert full or np.allclose(p, 0.25)
   for seen, held, c in zip(lists, history, count, strict=True):
@@ -100,8 +102,8 @@ def test_history_is_the_same_on_two_devices():
   terms = jnp.arange(8.0)
   empty = jnp.zeros((3, 2)), jnp.zeros(3, jnp.int32)
   specs = dict(in_specs=(P(), P(), P(axis.NAME), P(axis.NAME)), out_specs=P(), check_vma=False)
-  two = jax.jit(jax.shard_map(elbo.time_history, mesh=mesh, **specs))(*empty, t, terms)
-  one = elbo.time_history(*empty, t, terms)
+  two = jax.jit(jax.shard_map(diffusion_elbo.time_history, mesh=mesh, **specs))(*empty, t, terms)
+  one = diffusion_elbo.time_history(*empty, t, terms)
   assert all(jnp.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
@@ -122,13 +124,13 @@ def test_importance_sampling_is_unbiased_and_less_noisy():
   x = jnp.round((DATA.mean + DATA.std * jax.random.normal(KEY(0), (n, 1)) + 1) * 127.5) / 127.5 - 1
   field = paths.learned_field(PATH, gaussian_fn)
   eps = np.random.default_rng(0).standard_normal((30, n, 1), np.float32)
-  terms = jax.jit(functools.partial(elbo.diffusion_terms, field))(x, keys(n), eps=eps)
+  terms = jax.jit(functools.partial(diffusion_elbo.terms, field))(x, keys(n), eps=eps)
   terms = terms[:-1] / np.log(2.0)
   history = jnp.sqrt(jnp.mean(terms**2, axis=1, keepdims=True))
-  p = elbo.time_weights(history, jnp.ones(30, jnp.int32))
+  p = diffusion_elbo.time_weights(history, jnp.ones(30, jnp.int32))
   np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-5)
   assert p.min() >= 1e-3 / 30 and p.max() / p.min() > 5.0
-  estimate = jax.jit(functools.partial(elbo.diffusion_vlb, gaussian_fn, path=PATH))
+  estimate = jax.jit(functools.partial(diffusion_elbo.vlb, gaussian_fn, path=PATH))
   spread = []
   for weights in (jnp.full(30, 1 / 30), p):
     values, t, own = estimate(x, keys(n, 1), p=weights)
@@ -150,10 +152,10 @@ def test_hybrid_trains_the_mean_by_l_simple_and_only_the_variance_by_the_bound()
   @jax.jit
   def gradients(out):
     given = dict(path=PATH, t=t, eps=eps)
-    hybrid = lambda out: elbo.diffusion_hybrid(lambda *_: out, x, keys(6), **given).sum()
+    hybrid = lambda out: diffusion_elbo.hybrid(lambda *_: out, x, keys(6), **given).sum()
     simple = lambda out: score.simple(lambda *_: out[..., :2], x, keys(6), **given).sum()
     x_t = paths.interpolate(PATH, x, eps, t)
-    bound = lambda out: elbo.diffusion_term(paths.learned_field(PATH, lambda *_: out), x, x_t, t)
+    bound = lambda out: diffusion_elbo.term(paths.learned_field(PATH, lambda *_: out), x, x_t, t)
     return [jax.grad(f)(out) for f in (hybrid, simple, lambda out: bound(out).sum())]
 
   hybrid, simple, bound = gradients(out)
@@ -181,7 +183,7 @@ def test_the_best_learned_variance_is_that_of_the_reverse_chain():
       eps_fn = DATA.field(PATH).predict
       fn = lambda x_t, t: jnp.concatenate([eps_fn(x_t, t).eps, jnp.full_like(x_t, raw)], axis=-1)
       rows = jnp.full(len(x), t)
-      return elbo.diffusion_hybrid(fn, x, keys(len(x)), path=PATH, t=rows, eps=eps).mean()
+      return diffusion_elbo.hybrid(fn, x, keys(len(x)), path=PATH, t=rows, eps=eps).mean()
 
     return jax.grad(loss)(raw)
 

@@ -136,8 +136,7 @@ def test_variants_are_complete_and_fit_their_models(path):
   """Every variant passes the check, builds, and names its paper, command and expected number."""
   text = path.read_text()
   doc = text[: text.index("import")]
-  of_survey = path.parent.name != "representation"
-  paper = r"arXiv:\d{4}\.\d{4,5}" if of_survey else r"arXiv:\d{4}\.\d{4,5}|doi:10\.\d{4}"
+  paper = r"arXiv:\d{4}\.\d{4,5}|doi:10\.\d{4}|https://(openreview|proceedings)\S+"  # no arXiv
   assert re.search(paper, doc) and "Paper:" in doc and "Ours" in doc
   assert f"python -m experiments.train --config={path.relative_to(ROOT)}:" in doc
   for variant in variants(path):

@@ -15,6 +15,7 @@ from jaxgen import noise, paths
 from jaxgen.objectives import (
   adversarial,
   change_of_variables,
+  diffusion_elbo,
   elbo,
   likelihood,
   score,
@@ -249,7 +250,7 @@ def test_diffusion_bound_is_below_the_evidence_and_its_terms_add_up():
   path = paths.Discrete(tuple(np.linspace(1e-4, 0.2, 100)))
   x = jnp.round((X[:, :1] * 0.3 + 1.0) * 127.5) / 127.5 - 1.0
   field = GaussianData(DATA.mean * 0.3, DATA.std * 0.3).field(path)
-  bound = jax.jit(functools.partial(elbo.diffusion_bound, field), static_argnames="terms")
+  bound = jax.jit(functools.partial(diffusion_elbo.bound, field), static_argnames="terms")
   whole = bound(x, keys(), terms=100)
   evidence = -norm.logpdf(x[:, 0], DATA.mean * 0.3, DATA.std * 0.3) - np.log(likelihood.BIN)
   assert 0.0 < float(jnp.mean(whole - evidence)) < 0.2  # nats
@@ -261,7 +262,7 @@ def test_diffusion_bound_is_below_the_evidence_and_its_terms_add_up():
 def test_bound_terms_out_of_range_are_refused():
   with pytest.raises(ValueError, match="terms=101: expected a whole number, 1 to 100"):
     path = paths.Discrete((0.01,) * 100)
-    elbo.diffusion_bound(DATA.field(path), X, keys(), terms=101)
+    diffusion_elbo.bound(DATA.field(path), X, keys(), terms=101)
 
 
 def test_golden_normal_kl():
@@ -280,7 +281,7 @@ def test_golden_discretized_gaussian():
   close(ours, "log_probs", where=np.asarray(ours) > -6)  # the source's float32 noise below
 
 
-golden_term = functools.partial(elbo.diffusion_term, log_cdf=likelihood.tanh_log_cdf)
+golden_term = functools.partial(diffusion_elbo.term, log_cdf=likelihood.tanh_log_cdf)
 
 
 def _per_dim(nats, x):
@@ -321,7 +322,7 @@ def test_golden_whole_bound():
     t_rows = jnp.full(2, float(t))
     x_t = paths.interpolate(path, start, x["in.noise"][20 - t], t_rows)
     terms.insert(0, _per_dim(golden_term(field, start, x_t, t_rows), start))
-  prior = _per_dim(elbo.diffusion_prior(path, start), start)
+  prior = _per_dim(diffusion_elbo.prior(path, start), start)
   # L_0 is left out, and 0.3 % of the sum: bins of probability 1e-6 are float32 noise in the source,
   # which subtracts distribution functions near one. test_golden_discretized_gaussian has the rest.
   close(np.stack(terms, 1), "vb", where=np.arange(20) < 19)

@@ -55,13 +55,28 @@ class Ema(NamedTuple):
   decay: float | Callable[[Array], Array]
 
 
+# What a Method may offer; (vars, batch, keys [B]) -> ... where nothing else is said.
+FNS = (
+  "sample",  # (vars, keys [n], cond={}, **options) -> {"image": [n, ...]}
+  "field",  # (vars, cond={}) -> paths.Field
+  "log_prob",  # [B] in nats, or a bound on it
+  "bound",  # {"reconstruction": E_q log p(x | z) [B], "kl": [B, L], of L groups}, in nats
+  "posterior",  # mean and log variance of q(z | x), two of [B, D]
+  "encode",  # latents
+  "decode",  # (vars, latents) -> a batch
+  "cache",  # (n) -> a tree of arrays, for n sequences
+  "step",  # (vars, cache, token [n], position, cond) -> (logits [n, K], cache)
+  "detect",  # (vars, batch) -> {"score": [B], ...}
+)
+
+
 class Method(NamedTuple):
   """A system: its networks, what trains them, and what they can do once trained."""
 
   init: Callable[[Array], Vars]  # key -> Vars; shapes come from build's keywords, never from data
   phases: Mapping[str, Phase] = {}  # empty: nothing to train
   ema: Mapping[str, Ema] = {}
-  fns: Mapping[str, Callable] = {}  # sample, field, log_prob, encode, decode, cache, step, detect
+  fns: Mapping[str, Callable] = {}  # of FNS
   calibrate: Callable[[Vars, Batch, Array], Vars] | None = None  # data-dependent initialisation
   serves: tuple[str, ...] = ()  # networks that `fns` need; empty: all
   given: tuple[str, ...] = ()  # what, beside a label, `sample` needs in cond: arrays as in batches

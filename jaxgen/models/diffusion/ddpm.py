@@ -9,7 +9,7 @@ Classes, with labels dropped for classifier-free guidance (arXiv:2207.12598), ar
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
-from jaxgen.objectives import elbo, score
+from jaxgen.objectives import diffusion_elbo, score
 from jaxgen.samplers import guidance
 
 
@@ -77,7 +77,7 @@ def build(
     Of the null class, or given the labels where label_dropout is 0.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
+    return -diffusion_elbo.bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
     init,

@@ -13,7 +13,7 @@ from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
 from jaxgen.nn import dit
-from jaxgen.objectives import elbo
+from jaxgen.objectives import diffusion_elbo
 from jaxgen.samplers import guidance
 
 
@@ -83,7 +83,7 @@ def build(
     k_loss, k_label = noise.split(keys)
     label = guidance.training_label(k_label, batch, label_dropout, n_classes)
     fn = net_fn(vars, label)
-    return elbo.diffusion_hybrid(fn, batch["image"], k_loss, path=path).mean(), Aux()
+    return diffusion_elbo.hybrid(fn, batch["image"], k_loss, path=path).mean(), Aux()
 
   def field(vars, cond={}, *, w=guidance_weight):
     """cond: {"label": int32 [n]}, or {}. Guided channels are mixed, the variance is cond's."""
@@ -109,7 +109,7 @@ def build(
     Of the null class, or given the labels where label_dropout is 0.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
+    return -diffusion_elbo.bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
     init,

@@ -14,7 +14,7 @@ import numpy as np
 from jaxgen import nn, noise, paths, samplers
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase
-from jaxgen.objectives import elbo, score
+from jaxgen.objectives import diffusion_elbo, score
 from jaxgen.samplers import guidance
 
 
@@ -91,12 +91,14 @@ def build(
     return score.simple(fn, x, keys, path=path), {}
 
   def hybrid(fn, vars, x, keys):
-    return elbo.diffusion_hybrid(fn, x, keys, path=path, vlb_weight=vlb_weight), {}
+    return diffusion_elbo.hybrid(fn, x, keys, path=path, vlb_weight=vlb_weight), {}
 
   def vlb(fn, vars, x, keys):
     seen = vars.extra["sampler"]
-    bits, t, terms = elbo.diffusion_vlb(fn, x, keys, path=path, p=elbo.time_weights(**seen))
-    new = elbo.time_history(**seen, t=t, terms=terms)
+    bits, t, terms = diffusion_elbo.vlb(
+      fn, x, keys, path=path, p=diffusion_elbo.time_weights(**seen)
+    )
+    new = diffusion_elbo.time_history(**seen, t=t, terms=terms)
     return bits, {"sampler": dict(zip(("history", "count"), new, strict=True))}
 
   losses = {"simple": simple, "hybrid": hybrid, "vlb": vlb}
@@ -140,7 +142,7 @@ def build(
     Of the null class, or given the labels where label_dropout is 0.
     """
     cond = guidance.likelihood_cond(batch, image_shape, n_classes, label_dropout)
-    return -elbo.diffusion_bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
+    return -diffusion_elbo.bound(field(vars, cond, w=0.0), batch["image"], keys, terms=bound_terms)
 
   return Method(
     init,

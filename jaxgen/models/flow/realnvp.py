@@ -208,14 +208,14 @@ def build(
     y, log_det = bijectors.logit((127.5 * x + 128.0) / 256.0, alpha=alpha)
     return y, log_det + dims * math.log(127.5 / 256.0)
 
-  def bound(z, log_det):
+  def dequantized(z, log_det):
     return change_of_variables.normal_log_prob(z, log_det) + dims * math.log(likelihood.BIN)
 
   def loss(vars, batch, keys):
     method.check_batch(batch, image_shape, 0)
     y, log_det = to_logit(likelihood.dequantize(keys, batch["image"].astype(jnp.float32)))
     (z, term), stats = apply(vars, y, train=True, mutable=["batch_stats"])
-    nats = -bound(z, log_det + term).mean()
+    nats = -dequantized(z, log_det + term).mean()
     leaves = jax.tree_util.tree_leaves_with_path(vars.params["net"])
     scales = sum(jnp.sum(x**2) for path, x in leaves if path[-1].key == "g")
     bits = nats / (dims * math.log(2.0))  # survey Eq. 61
@@ -226,7 +226,7 @@ def build(
     method.check_batch(batch, image_shape, 0)
     y, log_det = to_logit(likelihood.dequantize(keys, batch["image"].astype(jnp.float32)))
     z, term = apply(vars, y)
-    return bound(z, log_det + term)
+    return dequantized(z, log_det + term)
 
   def encode(vars, batch, keys):
     """z [B, H, W, C] of the images as they are, in the middle of their bins; keys: not used."""
