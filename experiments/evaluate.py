@@ -67,7 +67,7 @@ def of_run(names, networks):
   what = "the data: those of this run are samples of another"
   method_lib.check("--source", SOURCE.value, fits, what)
   found = {}
-  if own := [name for name in names if name in evaluation.OF_METHODS]:
+  if own := [name for name in names if name in evaluation.OF_DATA]:
     told = (
       evaluation.open_data(spec, SPLIT.value, N.value, size),
       keys.evaluate,
@@ -75,7 +75,7 @@ def of_run(names, networks):
       BATCH_SIZE.value,
     )
     found |= evaluation.of_method(own, method, vars, *told)
-  if sampled := [name for name in names if name not in evaluation.OF_METHODS]:
+  if sampled := [name for name in names if name not in evaluation.OF_DATA]:
     method_lib.check("model", config.model, "sample" in method.fns, "one that samples")
     options = launch.options(OPTIONS.value, method.fns["sample"])
     conditions = inference.conditions(config, method, SAMPLES.value)

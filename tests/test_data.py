@@ -1,5 +1,6 @@
 """Batches depend on (seed, step) only; a source gives what was stored, or one clear error."""
 
+import collections
 import concurrent.futures
 import functools
 import gc
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.data import pipeline, sources
+from jaxgen.data import pipeline, sources, sprites, views
 
 
 def numbered(n, classes=3):
@@ -130,10 +131,30 @@ def pair(folder, monkeypatch):
   return sources.open_source(f"pair:npz:{folder / 'a'}->npz:{folder / 'b'}", "train")
 
 
-@pytest.mark.parametrize("kind", [digits, npz, folder, array_record, tfds, toy, pair])
+def dsprites(folder, monkeypatch):
+  return sprites.Sprites(sources.open_source("dsprites", "test").numbers[:30])
+
+
+def view(spec):
+  """A source of ten digits, seen in another way."""
+
+  def made(folder, monkeypatch):
+    few = sources.open_source("digits", "train").take(np.arange(10))
+    np.savez(folder / "train.npz", **few)
+    return sources.open_source(f"{spec}:npz:{folder}", "train")
+
+  made.__name__ = spec.partition(":")[0]
+  return made
+
+
+EVERY = [digits, npz, folder, array_record, tfds, toy, dsprites]
+EVERY += [pair, view("binarized"), view("few_labels:9"), view("quadrants:3")]
+
+
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_batch_depends_on_the_seed_and_the_step_only(kind, tmp_path, monkeypatch):
   """Acceptance test 5: batch i by iteration, random access and after a restart; 1 to 3 hosts."""
-  assert {*sources.KINDS} == {*"digits npz folder array_record tfds toy pair".split()}
+  assert {*sources.KINDS, *sources.VIEWS} == {kind.__name__ for kind in EVERY}
   source, size = kind(tmp_path, monkeypatch), 12
   steps = len(source) // size + 3  # beyond the first epoch
 
@@ -331,14 +352,14 @@ def test_points():
 
 def test_a_pair_gives_every_image_of_both_and_keeps_the_labels_of_the_second():
   first, second = numbered(3), numbered(7)
-  pair = sources.Pair(first, second)
+  pair = views.Pair(first, second)
   batch = next(pipeline.eval_batches(pair, rows=7, host=0, hosts=1))
   np.testing.assert_array_equal(ids(batch), np.arange(7))
   starts = ids({"image": batch["start"]})
   np.testing.assert_array_equal(starts, [0, 1, 2, 0, 1, 2, 0])
   np.testing.assert_array_equal(batch["label"], second.labels)
   assert batch["start"].dtype == np.float32 and batch["start"].min() == -1.0
-  swapped = sources.Pair(second, first)
+  swapped = views.Pair(second, first)
   np.testing.assert_array_equal(swapped.labels, [0, 1, 2, 0, 1, 2, 0])
   assert swapped[5]["label"] == 2 and ids({"image": swapped[5]["start"][None] / 127.5 - 1.0}) == 5
   flipped = next(pipeline.batches(pair, rows=7, steps=1, flip=True, host=0, hosts=1))
@@ -348,6 +369,70 @@ def test_a_pair_gives_every_image_of_both_and_keeps_the_labels_of_the_second():
   sized = sources.open_source("pair:digits->digits", "test", image_size=4)
   assert sized[0]["start"].shape == sized[0]["image"].shape == (4, 4, 1)
   assert (sized[0]["start"] == sized[0]["image"]).all() and len(sized) == 179
+
+
+def test_sprites_are_what_their_factors_say():
+  train, test = (sources.open_source("dsprites", split) for split in ("train", "test"))
+  assert {*train.numbers, *test.numbers} == {*range(3 * 6 * 40 * 32 * 32)}
+  assert len(train) + len(test) == 737_280 and len(test) == 73_728
+  batch = test.take(np.arange(50))
+  np.testing.assert_array_equal(batch["image"], sprites.render(batch["factors"]))
+  assert batch["factors"].min() == 0 and (batch["factors"].max(0) < sprites.COUNTS).all()
+  centred = lambda shape, **kw: sprites.render(
+    np.array([[shape, *(kw.get(k, 5 * (k == "scale")) for k in sprites.FACTORS[1:])]])
+  )[0, ..., 0]
+  square = centred(0)
+  # Half a side is 0.75 * 14 = 10.5 pixels around (16.5, 16.5).
+  assert (square[6:27, 6:27] == 255).all() and square.sum() == 255 * 21**2
+  moved = centred(0, position_x=3, position_y=7)
+  np.testing.assert_array_equal(np.roll(square, (7, 3), (0, 1)), moved)
+  for shape in range(3):
+    np.testing.assert_array_equal(centred(shape), centred(shape, orientation=39))
+    assert (centred(shape) != centred(shape, orientation=7)).any()
+    whole, half = centred(shape).sum(), centred(shape, scale=0).sum()
+    np.testing.assert_allclose(half / whole, 0.25, atol=0.03)
+
+
+def test_binarized_pixels_are_drawn_once_with_the_probability_of_their_brightness():
+  grey = sources.Arrays({"image": np.full((2000, 4, 4, 1), 51, np.uint8)})
+  train, test = (views.binarized("", split, lambda _: grey) for split in ("train", "test"))
+  batch = pipeline.load(train, np.arange(2000))["image"]
+  assert {*np.unique(batch)} == {-1.0, 1.0}
+  np.testing.assert_allclose((batch > 0).mean(axis=(0, 3)), 0.2, atol=0.04)
+  np.testing.assert_array_equal(train[7]["image"], train[7]["image"])
+  assert (train[7]["image"] != train[8]["image"]).any()
+  assert (train[7]["image"] != test[7]["image"]).any()
+
+
+def test_few_labels_shows_every_image_and_only_the_labels_it_may():
+  source = sources.open_source("digits", "train")
+  view = sources.open_source("few_labels:20:digits", "train")
+  every = pipeline.load(view, np.arange(len(source)))
+  np.testing.assert_array_equal(every["image"], pipeline.load(source, np.arange(1618))["image"])
+  seen = {(x.tobytes(), int(y)) for x, y in zip(every["labelled"], every["label"], strict=True)}
+  assert len(seen) == 20
+  assert collections.Counter(y for _, y in seen) == dict.fromkeys(range(10), 2)
+  known = pipeline.load(source, np.arange(len(source)))
+  truth = {(x.tobytes(), int(y)) for x, y in zip(known["image"], known["label"], strict=True)}
+  assert seen < truth
+  np.testing.assert_array_equal(view.labels, every["label"])
+  test = pipeline.load(sources.open_source("few_labels:20:digits", "test"), np.arange(179))
+  np.testing.assert_array_equal(test["image"], test["labelled"])
+  np.testing.assert_array_equal(test["label"], sources.open_source("digits", "test").labels)
+
+
+def test_quadrants_hide_the_rest():
+  image = pipeline.load(sources.open_source("digits", "test"), np.arange(9))["image"]
+  for n in (1, 2, 3):
+    start = pipeline.load(sources.open_source(f"quadrants:{n}:digits", "test"), np.arange(9))[
+      "start"
+    ]
+    seen = start != 0.0
+    assert seen.mean() == n / 4 and seen[:, 4:, :4].all()
+    assert seen[:, :4, :4].all() == (n > 1) and not seen[:, :4, 4:].any()
+    np.testing.assert_array_equal(start[seen], image[seen])
+  sized = sources.open_source("quadrants:2:digits", "test", image_size=4)[0]
+  assert sized["image"].shape == sized["start"].shape == (4, 4, 1)
 
 
 def test_npz(tmp_path):
@@ -627,10 +712,10 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
   "spec, options, error, words",
   [
-    ("foldre:x", {}, ValueError, "array_record, tfds, toy, pair; did you mean folder"),
+    ("foldre:x", {}, ValueError, "toy, dsprites, pair, .*quadrants; did you mean folder"),
     ("mnist", {}, ValueError, "source='mnist' must start with one of"),
     ("npz", {}, ValueError, "a kind, a colon and a path"),
-    ("digits:x", {}, ValueError, "must be 'digits'"),
+    ("digits:x", {}, ValueError, "must be 'digits' or 'dsprites'"),
     ("digits", {"split": "valid"}, ValueError, "split='valid' must be 'train' or 'test'"),
     ("digits", {"image_size": 0}, ValueError, "image_size=0 must be at least 1"),
     ("npz:{}/nowhere", {}, FileNotFoundError, "nowhere does not exist"),
@@ -650,6 +735,11 @@ def tree(tmp_path):
     ("toy:rings", {}, ValueError, "source='toy:rings': expected toy: and one of gaussians8, moons"),
     ("pair:digits", {}, ValueError, "source='pair:digits': expected pair:A->B"),
     ("pair:digits->digit", {}, ValueError, "source='digit' must start with one of"),
+    ("few_labels:digits", {}, ValueError, "source='few_labels:digits': expected few_labels:N:SPEC"),
+    ("few_labels:15:digits", {}, ValueError, "N a multiple of 10, the classes, up to 1430"),
+    ("few_labels:10:dsprites", {}, ValueError, "expected a source with labels"),
+    ("quadrants:4:digits", {}, ValueError, "expected quadrants:N:SPEC, N of 1, 2 or 3"),
+    ("quadrants:1:npz:{}/float", {}, ValueError, "image='float32': expected uint8"),
   ],
 )
 def test_bad_specs(spec, options, error, words, tree):

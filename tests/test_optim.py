@@ -1,5 +1,6 @@
 """The optimizer helper and the moving averages against closed forms."""
 
+import chex
 import golden
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,38 @@ def test_clipping_is_by_global_norm():
   step, _ = tx.update(grads, tx.init(params), params)
   clipped = np.array([0.6, 0.8])  # of norm 5; eps = 1 keeps Adam from undoing the scale
   np.testing.assert_allclose([-step["a"][0], -step["b"][1]], clipped / (clipped + 1.0), rtol=1e-5)
+
+
+def test_a_rate_can_end_above_zero():
+  for decay in ("linear", "cosine"):
+    found = rates(8, decay=decay, steps=5, final=0.02)
+    np.testing.assert_allclose([found[0], *found[5:]], [0.1, 0.02, 0.02, 0.02], rtol=1e-5)
+  half = rates(6, decay="cosine", steps=4, final=0.02)[2]
+  np.testing.assert_allclose(half, 0.06, rtol=1e-5)
+
+
+def test_a_gradient_above_the_limit_changes_nothing_but_the_count():
+  """The limit is on the norm before it is clipped."""
+  plain, tx = optim.adam(lr=0.1, clip=1.0), optim.adam(lr=0.1, clip=1.0, skip=5.0)
+  params = {"w": jnp.ones(2)}
+  before = tx.init(params)
+  good, bad = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 4.1])}
+  step, state = tx.update(bad, before, params)
+  assert not step["w"].any() and state.skipped == 1
+  chex.assert_trees_all_equal(state.inner, before.inner)
+  step, state = tx.update(good, state, params)
+  wanted, inner = plain.update(good, plain.init(params), params)
+  chex.assert_trees_all_equal((step, state.inner, state.skipped), (wanted, inner, jnp.int32(1)))
+
+
+def test_adamax_divides_by_the_largest_gradient():
+  """arXiv:1412.6980, Alg. 2: u = max(b2 u, |g|)."""
+  tx, params = optim.adamax(lr=0.1, b1=0.5, b2=0.5, eps=1e-12), {"w": jnp.zeros(())}
+  state, m, u = tx.init(params), 0.0, 0.0
+  for i, g in enumerate((3.0, -1.0, 0.5), 1):
+    step, state = tx.update({"w": jnp.float32(g)}, state, params)
+    m, u = 0.5 * m + 0.5 * g, max(0.5 * u, abs(g))
+    np.testing.assert_allclose(step["w"], -0.1 * m / (1.0 - 0.5**i) / u, rtol=1e-5)
 
 
 def test_weight_decay_is_decoupled():

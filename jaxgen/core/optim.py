@@ -2,7 +2,9 @@
 
 import functools
 import math
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,8 +12,8 @@ import optax
 from jaxgen.core import method
 
 DECAYS = {
-  "linear": lambda lr, n: optax.linear_schedule(lr, 0.0, n),
-  "cosine": optax.cosine_decay_schedule,
+  "linear": optax.linear_schedule,
+  "cosine": lambda lr, final, n: optax.cosine_decay_schedule(lr, n, final / lr),
 }
 
 
@@ -28,40 +30,82 @@ def _of_tx(fn):
 
 @_of_tx
 def adam(
-  *, lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup=0, decay="", steps=0
-):
-  """Adam, or AdamW, with clipping, warm-up and decay of the learning rate.
+  *, lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, skip=0.0, warmup=0, decay="",
+  final=0.0, steps=0,
+):  # fmt: skip
+  """Adam, or AdamW, with clipping, skipped updates, warm-up and decay of the learning rate.
 
   Args:
     lr, b1, b2, eps: as in arXiv:1412.6980, Alg. 1.
     weight_decay: decoupled, arXiv:1711.05101, Alg. 2.
     clip: largest global norm of the gradients; 0 does not clip.
+    skip: global norm of the gradients above which nothing is updated; 0 skips nothing.
     warmup: updates over which the rate rises linearly from 0 to lr.
-    decay: "linear" or "cosine": how the rate falls from lr to 0 by update `steps`; "" keeps it.
+    decay: "linear" or "cosine": how the rate falls to `final` by update `steps`; "" keeps it.
     steps: updates in all. Updates, not train steps: n_critic = 5 makes five a step.
 
   Raises:
     ValueError: a number out of range, a keyword or a decay that does not exist, or no lr.
   """
+  return _chain(optax.adam, optax.adamw, **locals())
+
+
+@_of_tx
+def adamax(
+  *, lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, skip=0.0, warmup=0, decay="",
+  final=0.0, steps=0,
+):  # fmt: skip
+  """Adamax, arXiv:1412.6980, Alg. 2, with the keywords and errors of `adam`."""
+  return _chain(optax.adamax, optax.adamaxw, **locals())
+
+
+def _chain(
+  plain, decaying, *, lr, b1, b2, eps, weight_decay, clip, skip, warmup, decay, final, steps
+):
   method.check_positive("tx.lr", lr)
   method.check_fraction("tx.b1", b1)
   method.check_fraction("tx.b2", b2)
   method.check_positive("tx.eps", eps)
-  for name, value in (("weight_decay", weight_decay), ("clip", clip), ("warmup", warmup)):
+  weights = {"weight_decay": weight_decay, "clip": clip, "skip": skip, "warmup": warmup}
+  for name, value in {**weights, "final": final}.items():
     method.check_weight(f"tx.{name}", value)
   known = ("", *DECAYS)
   method.check("tx.decay", decay, decay in known, f"{', '.join(DECAYS)} or an empty string")
   if decay:
     more = lambda n: warmup < n < math.inf
     method.check_number("tx.steps", steps, more, f"more updates than tx.warmup={warmup}")
-  rate = DECAYS[decay](lr, steps - warmup) if decay else optax.constant_schedule(lr)
+  rate = DECAYS[decay](lr, final, steps - warmup) if decay else optax.constant_schedule(lr)
   if warmup:
     rate = optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), rate], [warmup])
   if weight_decay:
-    tx = optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)
+    tx = decaying(rate, b1, b2, eps, weight_decay=weight_decay)
   else:
-    tx = optax.adam(rate, b1, b2, eps)
-  return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+    tx = plain(rate, b1, b2, eps)
+  tx = optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+  return skip_above(tx, skip) if skip else tx
+
+
+class Skipping(NamedTuple):
+  """Of `skip_above`: how many updates were skipped, int32, and what the optimizer keeps."""
+
+  skipped: jax.Array
+  inner: Any
+
+
+def skip_above(tx, norm):
+  """`tx`, but where the global norm of the gradients is above `norm` nothing changes.
+
+  arXiv:2011.10650, Sec. 3; survey Sec. 2.6.4. The train step logs the share that was skipped.
+  """
+
+  def update(grads, state, params=None):
+    good = optax.tree.norm(grads) <= norm
+    updates, inner = tx.update(grads, state.inner, params)
+    updates = jax.tree.map(lambda u: jnp.where(good, u, 0.0), updates)
+    inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), inner, state.inner)
+    return updates, Skipping(state.skipped + ~good, inner)
+
+  return optax.GradientTransformation(lambda p: Skipping(jnp.int32(0), tx.init(p)), update)
 
 
 def fixed(*, decay=0.9999):

@@ -6,7 +6,7 @@ import optax
 from flax import struct
 
 from jaxgen import noise
-from jaxgen.core import axis
+from jaxgen.core import axis, optim
 from jaxgen.core.method import Method, Vars, check_count
 
 
@@ -95,10 +95,14 @@ def _update(method, name, state, batch, key):
   state, outputs = _scan(micro, state, (batch, jax.random.split(key, phase.accumulate)))
   grads, metrics = jax.tree.map(lambda x: x.mean(0), outputs)
   owned = {k: state.params[k] for k in phase.owns}
-  updates, opt = method.phases[shared].tx.update(grads, state.opt[shared], owned)
+  old = state.opt[shared]
+  updates, opt = method.phases[shared].tx.update(grads, old, owned)
   params = {**state.params, **optax.apply_updates(owned, updates)}
   state = state.replace(params=params, opt={**state.opt, shared: opt})
-  return state, {**metrics, "grad_norm": optax.tree.norm(grads)}
+  metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+  if isinstance(opt, optim.Skipping):
+    metrics["skipped"] = jnp.float32(opt.skipped - old.skipped)
+  return state, metrics
 
 
 def _scan(f, carry, xs):

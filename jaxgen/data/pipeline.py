@@ -4,9 +4,9 @@ Whole *global* batches of indices are formed first and each host loads its conti
 example is lost or reordered when the number of hosts changes, and the step is the position: nothing
 else is saved to resume.
 
-What leaves here, as numpy arrays: `image`, `video` and `start` float32 in [-1, 1] from uint8; other
-floats float32, unscaled; `label` and other integers int32; bool as it is. Strings are dropped:
-captions become tokens on the host, before this.
+What leaves here, as numpy arrays: `image`, `video`, `start` and `labelled` float32 in [-1, 1] from
+uint8; other floats float32, unscaled; `label` and other integers int32; bool as it is. Strings are
+dropped: captions become tokens on the host, before this.
 """
 
 import collections
@@ -20,7 +20,7 @@ from absl import flags
 from jaxgen.data import sources
 
 AHEAD = 4  # batches read ahead in each process
-PIXELS = {"image": 4, "video": 5, "start": 4}  # rank of a batch [B, (T,) H, W, C]
+PIXELS = {"image": 4, "video": 5, "start": 4, "labelled": 4}  # rank of a batch [B, (T,) H, W, C]
 
 
 def to_float(image):

@@ -1,4 +1,4 @@
-"""Where examples come from: digits, npz, folders, array_record, TensorFlow Datasets, points.
+"""Where examples come from: digits, npz, folders, array_record, TensorFlow Datasets, what is drawn.
 
 A source is a random-access sequence: `len(source)`; `source[i]`, one example as a dict of numpy
 arrays; `source.labels`, int32 [N], or None where finding them would mean reading every example;
@@ -6,7 +6,7 @@ and, where that is faster, `source.take(index [n])`, a dict of arrays [n, ...].
 
   image      uint8, or float in [-1, 1], [H, W, C]        label      int32 scalar
   video      the same, [T, H, W, C]                       caption    string
-  start      of the form of image: where a flow to it starts
+  start      of the form of image: what it is made from, or where a flow to it starts
   anything else (embedding, tokens, ...) as it was stored
 
 Files are untrusted: nothing is unpickled or unpacked to disk, and sizes are checked before memory
@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxgen.core import method
-from jaxgen.data import toys
+from jaxgen.data import sprites, toys, views
 
 MAX_BYTES = 16 * 2**30  # of all the arrays of one npz file
 MAX_RATIO = 200  # of those bytes to the file's, where they are more than SMALL
@@ -54,7 +54,11 @@ def open_source(spec, split, *, image_size=None):
         tfds:NAME             tensorflow_datasets.data_source(NAME)
         toy:NAME              points of `data.toys`, always the same 50,000 for training and 10,000
                               for tests, as float images [1, 1, 2]
+        dsprites              `data.sprites`: 737,280 images with their factors
         pair:A->B             of two sources: the images of B, each with one of A as its `start`
+        binarized:SPEC        of a source: pixels are 0 or 255, drawn once
+        few_labels:N:SPEC     of a source: every image with one of N whose label is known
+        quadrants:N:SPEC      of a source: images with 1, 2 or 3 quadrants of them as `start`
   image_size: every image comes out of `square`: uint8 [image_size, image_size, C].
 
   Raises ValueError for an unknown kind or split, for data that is empty, damaged or not finite, for
@@ -62,14 +66,18 @@ def open_source(spec, split, *, image_size=None):
   a missing path; ImportError for a missing optional package.
   """
   kind, _, where = spec.partition(":")
-  if kind not in KINDS:
-    near = difflib.get_close_matches(kind, KINDS, n=1)
+  known = (*KINDS, *VIEWS)
+  if kind not in known:
+    near = difflib.get_close_matches(kind, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"source={spec!r} must start with one of {', '.join(KINDS)}{hint}")
-  if (kind == "digits") == bool(where):
-    raise ValueError(f"source={spec!r} must be 'digits', or a kind, a colon and a path or name")
+    raise ValueError(f"source={spec!r} must start with one of {', '.join(known)}{hint}")
+  if (kind in ALONE) == bool(where):
+    alone = " or ".join(map(repr, ALONE))
+    raise ValueError(f"source={spec!r} must be {alone}, or a kind, a colon and a path or name")
   if split not in ("train", "test"):
     raise ValueError(f"split={split!r} must be 'train' or 'test'")
+  if kind in VIEWS:  # of images that have their size
+    return VIEWS[kind](where, split, lambda of: open_source(of, split, image_size=image_size))
   source = KINDS[kind](where, split)
   if not len(source):
     raise ValueError(f"source={spec!r} has no examples in its {split} split")
@@ -113,7 +121,7 @@ def checked(arrays, index):
       finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
       if not finite.all():
         raise ValueError(f"{name} of example {index[np.argmin(finite)]} has NaN or infinity")
-    if name in ("image", "video", "start") and values.dtype.kind == "f":
+    if name in ("image", "video", "start", "labelled") and values.dtype.kind == "f":
       method.check_scale(name, values)
   if "label" not in arrays:
     return arrays
@@ -240,7 +248,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Squares:
-  """Another source with its images, and their starts, made uint8 [size, size, C]."""
+  """Another source with its images made uint8 [size, size, C]."""
 
   source: Any
   size: int
@@ -250,32 +258,11 @@ class Squares:
 
   def __getitem__(self, i):
     example = self.source[i]
-    images = {k: square(v, self.size) for k, v in example.items() if k in ("image", "start")}
-    return {**example, **images}
+    return {**example, "image": square(example["image"], self.size)}
 
   @property
   def labels(self):
     return self.source.labels
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-  """The images of `second` with images of `first` as their starts; the shorter one begins again."""
-
-  first: Any
-  second: Any
-
-  def __len__(self):
-    return max(len(self.first), len(self.second))
-
-  def __getitem__(self, i):
-    start = self.first[i % len(self.first)]["image"]
-    return {**self.second[i % len(self.second)], "start": start}
-
-  @property
-  def labels(self):
-    labels = self.second.labels
-    return None if labels is None else labels[np.arange(len(self)) % len(labels)]
 
 
 def _digits(_, split):
@@ -357,12 +344,6 @@ def _toy(name, split):
   return Arrays({"image": points[:, None, None].astype(np.float32)})
 
 
-def _pair(where, split):
-  specs = where.split("->")
-  method.check("source", f"pair:{where}", len(specs) == 2, "pair:A->B, where A and B are sources")
-  return Pair(*(open_source(spec, split) for spec in specs))
-
-
 KINDS = {
   "digits": _digits,
   "npz": _npz,
@@ -370,7 +351,14 @@ KINDS = {
   "array_record": _array_record,
   "tfds": _tfds,
   "toy": _toy,
-  "pair": _pair,
+  "dsprites": lambda _, split: sprites.open_sprites(split),
+}
+ALONE = ("digits", "dsprites")  # whose names say all
+VIEWS = {
+  "pair": views.pair,
+  "binarized": views.binarized,
+  "few_labels": views.few_labels,
+  "quadrants": views.quadrants,
 }
 
 

@@ -25,6 +25,7 @@ from jaxgen.metrics import (
   frechet,
   inception_score,
   kernel,
+  latents,
   precision_recall,
   reconstruction,
   reference,
@@ -95,6 +96,7 @@ OF_METHODS = {  # name -> (label, the function of a Method that it needs)
   "importance_nll": ("NLL, nats", "log_prob"),
   "accuracy": ("accuracy", "detect"),
 }
+OF_DATA = (*OF_METHODS, *latents.MEASURES)
 OF_FLOWS = {  # name -> (label, how), of the probability flow of a method's field
   "nfe": ("NFE", "mean evaluations of the field by Dormand and Prince's pair"),
   "straightness": ("straightness", "mean of S(Z) / D, in the time of the path"),
@@ -105,7 +107,7 @@ POINT = 64  # numbers, at most: between larger images this distance says little
 DRAWS = 500  # of z an image, for importance_nll
 OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
 OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
-OF_RUNS = (*OF_METHODS, *OF_FLOWS, *OF_POINTS)
+OF_RUNS = (*OF_DATA, *OF_FLOWS, *OF_POINTS)
 NAMES = (*OF_RUNS, *OF_FEATURES, *OF_PAIRS, "clip_score")
 PAPERS = {  # of measures with the published weights
   "FD-Inception": "FID",
@@ -129,6 +131,7 @@ def labels():
     if output in outputs
   }
   named = [*OF_METHODS.values(), *OF_PAIRS.values(), *OF_FLOWS.values()]
+  named += [(label, m) for m in latents.MEASURES.values() for label in m.labels]
   others = {"CLIP score", *OF_POINTS.values(), *PAPERS.values()}
   return of_features | {label for label, _ in named} | others
 
@@ -215,7 +218,7 @@ def check(names, networks, *, run, real, moments, vocabulary):
 
 
 def of_method(names, method, vars, data, key, n_classes, batch_size):
-  """{label: dict} of what a method says of data: of OF_METHODS, as `compare` returns it.
+  """{label: dict} of what a method says of data: of OF_DATA, as `compare` returns it.
 
   vars: whole on every device. data: Data. Raises ValueError where the method offers no such thing.
   """
@@ -227,7 +230,14 @@ def of_method(names, method, vars, data, key, n_classes, batch_size):
     run = inference.evaluator(method, batch_size, **options)
     return run(vars, data.source, key, limit=data.n, n_classes=n_classes)
 
+  facts = {"n": data.n, "extractor": None, "reference": None}
   for name in names:
+    if name in latents.MEASURES:
+      of = dict(limit=data.n, n_classes=n_classes, batch_size=batch_size)
+      numbers, more = latents.measure(name, method, vars, data.source, key, **of)
+      told = f"{how}; {more}"
+      found |= {label: {"value": v, **facts, "how": told} for label, v in numbers.items()}
+      continue
     label, needed = OF_METHODS[name]
     fn, told = method.fns.get(needed), how
     method_lib.check("measures", name, fn, f"others: this model has no {needed}")
@@ -239,8 +249,7 @@ def of_method(names, method, vars, data, key, n_classes, batch_size):
       value, told = -evaluated(samples=DRAWS)["nats"], f"{how}, {DRAWS} draws of z each"
     else:
       value = evaluated()[name]
-    of = {"n": data.n, "extractor": None, "reference": None, "how": told}
-    found[label] = {"value": value, **of}
+    found[label] = {"value": value, **facts, "how": told}
   return found
 
 

@@ -113,7 +113,7 @@ def build(
     decoder = decoder_net.init(k_decoder, jnp.zeros((1, z_dim)))
     return Vars({"encoder": encoder["params"], "decoder": decoder["params"]})
 
-  def posterior(vars, batch, keys):
+  def inferred(vars, batch, keys):
     """x [B, D] as the decoder takes it, and mean and log variance of q(z | x), [B, z_dim]."""
     method.check_batch(batch, image_shape, 0)
     pixels = batch["image"].astype(jnp.float32)
@@ -126,18 +126,18 @@ def build(
   def with_posterior(fn, vars, batch, keys, **options):
     """fn(z -> log p(x | z), mean, log_var, keys), of x drawn by `keys`."""
     k_data, k_z = noise.split(keys)
-    x, mean, log_var = posterior(vars, batch, k_data)
+    x, mean, log_var = inferred(vars, batch, k_data)
     log_likelihood = lambda z: jnp.sum(p.log_prob(x, decoded(vars, z)) + p.unit, axis=1)
     return fn(log_likelihood, mean, log_var, k_z, **options)
 
-  bound = functools.partial(with_posterior, elbo.gaussian_bound)  # log p(x | z) [B] and KL [B]
+  terms = functools.partial(with_posterior, elbo.gaussian_bound)  # log p(x | z) [B] and KL [B]
 
   def loss(vars, batch, keys, *, beta=1.0):
     """-(E_q log p(x | z) - beta KL) in nats, survey Eq. 16; beta = 1 is the paper's, survey Eq. 12.
 
     Minimising it is maximising a bound on the log p(x) of survey Eq. 4.
     """
-    reconstruction, kl = (term.mean() for term in bound(vars, batch, keys))
+    reconstruction, kl = (term.mean() for term in terms(vars, batch, keys))
     return beta * kl - reconstruction, Aux({"reconstruction": -reconstruction, "kl": kl})
 
   def log_prob(vars, batch, keys, *, samples=0):
@@ -148,13 +148,22 @@ def build(
     if samples:
       weights = importance.importance_log_weights
       return -importance.importance_nll(with_posterior(weights, vars, batch, keys, samples=samples))
-    reconstruction, kl = bound(vars, batch, keys)
+    reconstruction, kl = terms(vars, batch, keys)
     return reconstruction - kl
+
+  def bound(vars, batch, keys):
+    """{"reconstruction": log p(x | z) [B], of one z each, "kl": [B, 1]}, in nats."""
+    reconstruction, kl = terms(vars, batch, keys)
+    return {"reconstruction": reconstruction, "kl": kl[:, None]}
+
+  def posterior(vars, batch, keys):
+    """Mean and log variance of q(z | x), two of [B, z_dim]."""
+    return inferred(vars, batch, keys)[1:]
 
   def encode(vars, batch, keys):
     """z ~ q(z | x), [B, z_dim]."""
     k_data, k_z = noise.split(keys)
-    _, mean, log_var = posterior(vars, batch, k_data)
+    mean, log_var = posterior(vars, batch, k_data)
     return elbo.reparameterize(k_z, mean, log_var)
 
   def decode(vars, latents):
@@ -170,5 +179,12 @@ def build(
     init,
     {"vae": Phase(loss, ("encoder", "decoder"), optim.adam(**tx))},
     ema={**optim.averages("encoder", ema), **optim.averages("decoder", ema)},
-    fns={"sample": sample, "log_prob": log_prob, "encode": encode, "decode": decode},
+    fns={
+      "sample": sample,
+      "log_prob": log_prob,
+      "bound": bound,
+      "posterior": posterior,
+      "encode": encode,
+      "decode": decode,
+    },
   )
