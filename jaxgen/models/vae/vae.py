@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from jaxgen import noise
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
-from jaxgen.metrics import likelihood as importance
 from jaxgen.objectives import elbo, likelihood
 
 
@@ -146,8 +145,8 @@ def build(
     samples: how many z an image an importance-sampled bound draws, which is closer to log P.
     """
     if samples:
-      weights = importance.importance_log_weights
-      return -importance.importance_nll(with_posterior(weights, vars, batch, keys, samples=samples))
+      weights = with_posterior(elbo.log_weights, vars, batch, keys, samples=samples)
+      return elbo.importance_bound(weights)
     reconstruction, kl = terms(vars, batch, keys)
     return reconstruction - kl
 
