@@ -36,11 +36,13 @@ def get_config(variant="dsprites"):
     checkpoint_every=10_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "dsprites_quick":
-    c.train.update(steps=6000, sample_every=3000, eval_every=3000, checkpoint_every=3000)
+    c.args.update(widths=(16, 16, 32, 32), beta_warmup=1000)
+    c.args.tx.lr = 1e-3
+    c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
   elif variant == "olivetti":
     c.args.update(decoder="gaussian")
     c.data.update(source="npz:data/olivetti", workers=0)
-    c.train.update(steps=3000, sample_every=1000, eval_every=1000, checkpoint_every=1000)
+    c.train.update(steps=2000, sample_every=1000, eval_every=1000, checkpoint_every=1000)
   elif variant == "mnist16":
     c.args.update(image_shape=(16, 16, 1), widths=(32, 32), dense=(256,))
     c.data.update(source="tfds:mnist", image_size=16, workers=0)

@@ -139,11 +139,11 @@ def build(
     ValueError: a number or a name out of range; in use, a batch that does not fit.
   """
   image_shape = method.check_image_shape(image_shape)
-  known = ", ".join(RECONSTRUCTIONS)
-  method.check("decoder", decoder, decoder in RECONSTRUCTIONS, f"one of {known}")
-  method.check(
-    "corruption", corruption, corruption in CORRUPTIONS, f"one of {', '.join(CORRUPTIONS)}"
-  )
+  for name, value, table in (
+    ("decoder", decoder, RECONSTRUCTIONS),
+    ("corruption", corruption, CORRUPTIONS),
+  ):
+    method.check(name, value, value in table, f"one of {', '.join(table)}")
   method.check_positive("level", level)
   if corruption != "gaussian":
     method.check_unit("level", level)

@@ -1,0 +1,75 @@
+r"""Gated PixelCNN, arXiv:1606.05328, as the prior over the codes of a VQ-VAE, arXiv:1711.00937.
+
+python -m experiments.train --config=configs/autoregressive/gated_pixelcnn.py:olivetti \
+    --workdir=runs/prior --config.init_from="{'first_stage': 'runs/vq_vae'}"
+Paper: VQ-VAE, Sec. 4.2, shows samples of ImageNet by class and prints no number. Ours: RESULTS.md.
+experiments/two_stage.py trains both stages; alone, `first_stage` must be that of the run given.
+`imagenet128` wants data/imagenet128/train.npz and test.npz with `image`, uint8 [N, 128, 128, 3],
+and `label`; `olivetti` data/olivetti/train.npz and test.npz, uint8 [N, 64, 64, 1].
+"""
+
+import ml_collections
+
+VARIANTS = ("imagenet128", "olivetti", "cifar16", "digits", "smoke")
+
+
+def get_config(variant="imagenet128"):
+  if variant not in VARIANTS:
+    raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}")
+  c = ml_collections.ConfigDict()
+  c.model = "autoregressive.gated_pixelcnn"  # jaxgen/models/autoregressive/gated_pixelcnn.py
+  c.args = dict(  # keywords of its build()
+    image_shape=(128, 128, 3),
+    first_stage=dict(
+      model="vae.vq_vae",
+      args=dict(
+        image_shape=(128, 128, 3), n_codes=512, width=256, res_width=256, update="gradient"
+      ),
+    ),
+    n_classes=1000,
+    width=128,
+    depth=15,
+    kernel=5,
+    first_kernel=7,
+    tx=dict(
+      lr=3e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, skip=0.0, warmup=0,
+      decay="", final=0.0, steps=0,
+    ),
+    ema=0.0,
+  )  # fmt: skip
+  c.init_from = dict()
+  c.data = dict(
+    source="npz:data/imagenet128", batch_size=128, image_size=0, flip=False, workers=2, timeout=600
+  )
+  c.train = dict(
+    steps=250_000, log_every=500, sample_every=10_000, eval_every=10_000, eval_examples=10_000,
+    checkpoint_every=10_000, seed=0, parallel="jit",
+  )  # fmt: skip
+  small = dict(n_classes=0, width=64, depth=5, kernel=3, first_kernel=5)
+  if variant == "olivetti":  # 8x8 codes of 360 faces
+    c.args.update(small, image_shape=(64, 64, 1))
+    c.args.first_stage.args = dict(
+      image_shape=(64, 64, 1), n_codes=128, code_dim=32, width=64, downsamples=3
+    )
+    c.data.update(source="npz:data/olivetti", batch_size=32, flip=True, workers=0)
+    c.train.update(steps=3000, log_every=100, eval_every=500, checkpoint_every=1000)
+    c.train.sample_every = 1000
+  elif variant == "cifar16":  # 4x4 codes
+    c.args.update(small, image_shape=(16, 16, 3))
+    c.args.first_stage.args = dict(image_shape=(16, 16, 3), n_codes=256, width=64)
+    c.data.update(source="tfds:cifar10", image_size=16, batch_size=64, flip=True, workers=0)
+    c.train.update(steps=10_000, sample_every=2500, eval_every=2500, checkpoint_every=2500)
+  elif variant in ("digits", "smoke"):  # 2x2 codes
+    c.args.update(small, image_shape=(8, 8, 1), n_classes=10)
+    c.args.first_stage.args = dict(image_shape=(8, 8, 1), n_codes=64, code_dim=16, width=64)
+    c.data.update(source="digits", batch_size=32, workers=0)
+    c.train.update(steps=4000, log_every=100, sample_every=1000, eval_every=1000)
+    c.train.checkpoint_every = 1000
+  if variant == "smoke":
+    c.args.update(width=8, depth=2, kernel=3, first_kernel=3)
+    c.args.first_stage.args.update(n_codes=8, code_dim=4, width=8, res_width=4, n_res_blocks=1)
+    c.data.batch_size = 16
+    c.train.update(
+      steps=4, log_every=2, sample_every=4, eval_every=4, eval_examples=20, checkpoint_every=2
+    )
+  return c
