@@ -50,6 +50,7 @@ def get_config(variant="mnist"):
     c.train.steps = 3280 * 1218
   elif variant in ("mnist_quick", "mnist_quick_k5", "mnist_quick_k1"):  # 1/750 of the schedule
     c.args.update(samples={"k5": 5, "k1": 1}.get(variant[-2:], 50), pass_updates=4)
+    c.args.tx.update(lr=4e-3, eps=1e-8)
     c.train.update(steps=13_120, sample_every=0, eval_every=6560, checkpoint_every=6560)
   elif variant == "mnist16":
     c.args.update(image_shape=(16, 16, 1), pass_updates=6)
