@@ -40,7 +40,7 @@ def get_config(variant="mnist"):
   )  # fmt: skip
   if variant == "mnist_quick":
     c.args.n_unlabelled = 59_900
-    c.train.update(steps=8000, sample_every=4000, eval_every=4000, checkpoint_every=4000)
+    c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
   elif variant == "mnist16":
     c.args.image_shape = (16, 16, 1)
     c.data.update(image_size=16, workers=0)
