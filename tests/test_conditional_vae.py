@@ -17,11 +17,11 @@ SMALL = dict(image_shape=SHAPE, z_dim=2, width=8)
 
 
 @functools.cache
-def small(far=0.3, **args):
+def small(**args):
   """A small CVAE away from its start: (method, vars)."""
   made = conditional_vae.build(**{**SMALL, **args})
   vars = jax.jit(made.init)(KEY(0))
-  noisy = lambda x: x + far * jax.random.normal(KEY(x.size), x.shape)
+  noisy = lambda x: x + 0.3 * jax.random.normal(KEY(x.size), x.shape)
   return made, vars._replace(params=jax.tree.map(noisy, vars.params))
 
 
@@ -66,7 +66,9 @@ def test_the_bound_of_a_linear_gaussian_model_is_below_its_evidence():
 @pytest.mark.parametrize("target, given", [("missing", 2), ("all", 4)])
 def test_importance_weights_sum_to_one_over_all_that_may_be_missing(target, given):
   """Their mean is an unbiased P(y | x): over all y, of one x, these sum to 1; bounds are below."""
-  made, vars = small(0.1, target=target)
+  made, vars = small(target=target)
+  calm = {k: jax.tree.map(lambda x: 0.3 * x, vars.params[k]) for k in ("recognition", "prior")}
+  vars = vars._replace(params={**vars.params, **calm})  # near each other: no weight is huge
   n, free = 25, 2 if target == "missing" else 4
   bits = (jnp.arange(2**free)[:, None] >> jnp.arange(free)[None]) & 1
   x = jnp.array([1.0, -1.0] + [0.0] * 2 if target == "missing" else [1.0, -1.0, -1.0, 1.0])

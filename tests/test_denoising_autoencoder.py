@@ -1,4 +1,4 @@
-"""The denoising autoencoder: the chain of an exact denoiser, and of a trained one, ends at the data."""
+"""The denoising autoencoder: the chain of an exact or of a trained denoiser ends at the data."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxgen import noise
-from jaxgen.core import axis, parallel, step
+from jaxgen.core import axis, optim, parallel, step
 from jaxgen.core.method import Aux, Ema, Method, Phase, Vars, averaged, micro_batches
 
 KEY = jax.random.key
@@ -225,6 +225,18 @@ def test_a_phase_that_does_not_run_reports_nothing():
     state, metrics = run(state)
     counts.append(int(metrics["lazy/loss"][1]))
   assert counts == [1, 0, 1, 0] and int(metrics["critic/loss"][1]) == 3
+
+
+def test_updates_that_are_skipped_are_logged():
+  """Also where the optimizer is part of a chain."""
+  scale = lambda vars, batch, keys: (jnp.sum(batch["x"]) * vars.params["w"], Aux())
+  tx = optax.chain(optim.adam(lr=0.1, skip=10.0), optax.scale(1.0))
+  method = Method(lambda key: Vars({"w": jnp.ones(())}), {"w": Phase(scale, ("w",), tx)})
+  state = step.init_state(method, KEY(0))
+  for size, w, skipped in ((9.0, 0.9, 0.0), (11.0, 0.9, 1.0)):
+    state, metrics = step.train_step(method, state, {"x": jnp.full((1, 1, 1), size)}, KEY(1))
+    np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+    assert metrics["w/skipped"] == (skipped, 1.0)
 
 
 def test_ema_is_its_closed_form_and_frozen_networks_stay():

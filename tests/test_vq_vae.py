@@ -48,7 +48,7 @@ def test_sizes():
     codes = {"codebook": 512 * 64} if update == "gradient" else {}
     assert sizes == {"encoder": encoder, "decoder": decoder, **codes}
     assert ("codebook" in extra) == (update == "ema")
-  assert (encoder, decoder) == (371_168, 290_691)
+  assert (encoder, decoder) == (372_416, 290_307)
 
 
 def test_an_upsampling_is_a_transposed_convolution():
@@ -127,19 +127,21 @@ def test_dead_codes_are_revived_and_logged():
   assert used[2] > used[1]
 
 
-@pytest.mark.parametrize("update", vq_vae.UPDATES)
+@pytest.mark.parametrize(
+  "args", [{"update": "ema", "decay": 0.9, "revive": 0.5}, {"update": "gradient", "n_codes": 64}]
+)
 @pytest.mark.evidence("V11", "M")
-def test_training_reconstructs(update):
-  """Two kinds of images, black and white: two codes are enough for nearly nothing to be lost."""
-  made = vq_vae.build(**SMALL, update=update, data_variance=1.0, tx={"lr": 1e-2})
+def test_training_reconstructs(args):
+  """Two kinds of images, grey of two shades: their four codes, one a position, lose little."""
+  made = vq_vae.build(**{**SMALL, **args}, data_variance=1.0, tx={"lr": 3e-3})
   sign = jnp.where(jnp.arange(8) % 2, 0.8, -0.8).reshape(1, 8, 1, 1, 1)
   batch = {"image": jnp.broadcast_to(sign, (1, 8, 8, 8, 1))}
   state = jax.jit(lambda key: step.init_state(made, key))(KEY(0))
   run = jax.jit(lambda s: step.train_step(made, s, batch, KEY(1)))
-  for _ in range(80):
+  for _ in range(160):
     state, metrics = run(state)
-  assert metrics["vq_vae/reconstruction"][0] < 0.02  # of 0.64
-  assert metrics["vq_vae/commitment"][0] < 0.05
+  assert metrics["vq_vae/reconstruction"][0] < 0.1  # of 0.64
+  assert metrics["vq_vae/commitment"][0] < 0.01
   assert metrics["vq_vae/perplexity"][0] > 1.9
 
 

@@ -2,7 +2,7 @@ r"""CVAE, https://proceedings.neurips.cc/paper/2015/hash/8d55a249e6baa5c06772297
 
 python -m experiments.train --config=configs/vae/conditional_vae.py:mnist_quadrants --workdir=runs/c
 Paper: Table 1, MNIST, negative conditional log-likelihood in nats with 1, 2 and 3 quadrants given.
-Test, importance sampling: 63.91, 44.73 and 20.95; baseline: 99.75, 62.18 and 25.99 (`baseline/loss`
+Test, from weighted draws: 63.91, 44.73 and 20.95; baseline: 99.75, 62.18 and 25.99 (`baseline/loss`
 here). Ours: RESULTS.md. `quadrants:2:...` and `quadrants:3:...` are the other two columns.
 `omniglot_to_mnist` wants data/omniglot and data/mnist with train.npz and test.npz, `image` in each.
 """

@@ -87,7 +87,7 @@ def marginal_bound(bounds, log_q):
 def beta(reconstruction, kl, *, beta):
   """The loss beta KL - E_q log p(x | z) in nats, elementwise. Survey Eq. 16.
 
-  beta: weight of the KL; 1 is the bound's. arXiv:1804.03599, Eq. 3.
+  reconstruction: E_q log p(x | z). beta: weight of kl; 1 is the bound's.
   """
   return beta * kl - reconstruction
 
@@ -95,7 +95,8 @@ def beta(reconstruction, kl, *, beta):
 def capacity(reconstruction, kl, *, gamma, capacity):
   """The loss gamma |KL - C| - E_q log p(x | z) in nats, elementwise. Survey Eq. 17.
 
-  gamma: weight. capacity: C in nats, which grows in training. arXiv:1804.03599, Eq. 8.
+  reconstruction: E_q log p(x | z). gamma: weight. capacity: C, which kl is drawn to and which grows
+  in training. arXiv:1804.03599, Eq. 8.
   """
   return gamma * jnp.abs(kl - capacity) - reconstruction
 
@@ -165,7 +166,9 @@ def stl(draw, log_weight, q, keys, *, samples):
 
   arXiv:1703.09194, Sec. 3: z still moves with q, log q(z | x) has a q that does not. For K = 1 this
   is unbiased and without variance where q is the posterior; for K > 1 it is biased
-  (arXiv:1810.04152, Sec. 3). Arguments and errors, a ValueError, as of `iwae`.
+  (arXiv:1810.04152, Sec. 3).
+
+  draw, log_weight, q, keys, samples: of `iwae`, which raises the same ValueError.
   """
   z = _draws(draw, q, keys, samples)
   return importance_bound(_weights(log_weight, jax.lax.stop_gradient(q), z))
@@ -175,7 +178,9 @@ def dreg(draw, log_weight, q, keys, *, samples):
   """`iwae` with the doubly reparameterised gradient, unbiased for every K. [B], in nats.
 
   arXiv:1810.04152, Eq. 8: along z the share of each draw enters squared, elsewhere (the decoder)
-  once. Arguments and errors, a ValueError, as of `iwae`.
+  once.
+
+  draw, log_weight, q, keys, samples: of `iwae`, which raises the same ValueError.
   """
   z, fixed = _draws(draw, q, keys, samples), jax.lax.stop_gradient(q)
   share = jax.nn.softmax(_weights(log_weight, fixed, jax.lax.stop_gradient(z)), axis=0)

@@ -74,7 +74,7 @@ def discretized_logistic(x, mean, log_scale, *, levels=256):
 
   The outermost bins reach to infinity, so that the probabilities of all levels sum to one.
 
-  levels: how many values a pixel has.
+  mean, log_scale: of the distribution. levels: how many values a pixel has.
   """
   half = 1.0 / (levels - 1)
   up = jnp.exp(-log_scale) * (x - mean + half)
@@ -112,7 +112,8 @@ def logistic_mixture(x, params, *, levels=256):
 def sample_logistic_mixture(keys, params, *, channels, temperature=1.0, uniforms=None):
   """Pixels drawn from `logistic_mixture`, [B, H, W, C] in [-1, 1], not rounded to a level.
 
-  What falls outside [-1, 1] counts as its end, before the next channel is given it.
+  What falls outside [-1, 1] counts as its end, before the next channel is given it, as in the
+  released code of arXiv:1701.05517.
 
   Args:
     keys: [B]. params: [B, H, W, 3 M or 10 M], of `logistic_mixture`.

@@ -59,7 +59,7 @@ def build(*, image_shape=(28, 28, 1), z_dim=20, width=500, tx={"lr": 1e-3}, ema=
     return Vars({"encoder": encoder["params"], "decoder": decoder["params"]})
 
   def encode(vars, batch, keys):
-    """z = f(x), [B, z_dim]; `keys` are not used. Survey Eq. 1."""
+    """z = f(x), survey Eq. 1, [B, z_dim]; `keys` are not used."""
     method.check_batch(batch, image_shape, 0)
     x = batch["image"].astype(jnp.float32).reshape(-1, dims)
     return encoder_net.apply({"params": vars.params["encoder"]}, x)
@@ -70,7 +70,7 @@ def build(*, image_shape=(28, 28, 1), z_dim=20, width=500, tx={"lr": 1e-3}, ema=
     return {"image": (jnp.tanh(x) if width else x).reshape(-1, *image_shape)}
 
   def loss(vars, batch, keys):
-    """||x - g(f(x))||^2, the sum over an image, and its mean over the batch. Survey Eq. 2."""
+    """||x - g(f(x))||^2, the sum over an image, and its mean over the batch: survey Eq. 2."""
     error = batch["image"] - decode(vars, encode(vars, batch, keys))["image"]
     return jnp.sum(error**2, axis=(1, 2, 3)).mean(), Aux({"mse": jnp.mean(error**2)})
 
