@@ -1,8 +1,8 @@
 r"""Ladder VAE, arXiv:1602.02282.
 
 python -m experiments.train --config=configs/vae/ladder_vae.py:mnist --workdir=runs/ladder_vae
-Paper: binarised MNIST, log-likelihood by 5000 importance samples -81.74 nats, after fine-tuning
-with ten draws in ten importance weights, which is not here. Ours: RESULTS.md.
+Paper: binarised MNIST, log-likelihood (bound of 5000 draws) -81.74 nats, after a fine-tuning with
+more draws that is not here. Ours: RESULTS.md.
 The plain hierarchical VAE that the paper compares with: `--config.args.inference=bottom_up`.
 mnist16 is for two CPU cores.
 """

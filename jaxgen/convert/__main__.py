@@ -28,6 +28,7 @@ NETWORKS = (
   "inception",
   "mmdit",
   "ncsnpp",
+  "vdvae",
   "vgg",
 )
 

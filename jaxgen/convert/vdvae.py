@@ -1,4 +1,4 @@
-"""Weights of VDVAE, arXiv:2011.10650 -> `models.vae.vdvae.VDVAE`.
+"""Weights of VDVAE, arXiv:2011.10650 -> `nn.vdvae.VDVAE`.
 
 For the files of openai/vdvae, NAME-model.th and NAME-model-ema.th; ffhq256's were trained for 5-bit
 images that end elsewhere than ours, see the deviations of the model.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.convert import weights
-from jaxgen.models.vae import vdvae
+from jaxgen.nn import vdvae
 
 PUBLISHED = {}  # openai/vdvae gives no sha256
 
@@ -19,8 +19,8 @@ PUBLISHED = {}  # openai/vdvae gives no sha256
 def from_torch(tensors, *, enc_blocks, dec_blocks, custom_widths="", bottleneck=0.25):
   """State dict {name: array} -> (keywords of VDVAE, its variables in float32).
 
-  The options are those of `vdvae.build`, in hps.py enc_blocks, dec_blocks, custom_width_str and
-  bottleneck_multiple; everything else follows from the tensors.
+  The options are keywords of `models.vae.vdvae.build`; in the official hps.py, enc_blocks,
+  dec_blocks, custom_width_str and bottleneck_multiple. The tensors tell everything else.
 
   KeyError names a tensor that is missing, ValueError one of another shape, those left over and
   blocks that are none.

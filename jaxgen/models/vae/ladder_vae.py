@@ -74,12 +74,8 @@ def merge(a, b):
   return mean, -log_precision
 
 
-def ladder(x, up, found, prior, draw, L):
-  """[(z, q, p)] of every group, the top one first: q(z | x) = prod q(z_l | z_<l, x). Survey Eq. 30.
-
-  x: [B, D]. Of group i from the image, 0, ..., L - 1: up: (i, [B, D]) -> [B, D], found: (i, [B, D])
-  -> q, prior: (i, z of the group above, [B, D], or None) -> p, draw: (i, mean, log_var) -> z.
-  """
+def _ladder(x, up, found, prior, draw, L):
+  """q(z | x) = prod q(z_l | z_<l, x), survey Eq. 30; Sec. 2.1."""
   likelihoods, z, groups = [], None, []
   for i in range(L):
     x = up(i, x)
@@ -92,11 +88,8 @@ def ladder(x, up, found, prior, draw, L):
   return groups
 
 
-def bottom_up(x, up, found, prior, draw, L):
-  """[(z, q, p)] as of `ladder`, x: [B, D]: up, found, draw from the image up. Sec. 2.
-
-  Only then is every z above known to prior, L groups of them.
-  """
+def _bottom_up(x, up, found, prior, draw, L):
+  """q(z | x) = q(z_L | x) prod q(z_l | z_>l): the lowest first. Sec. 2."""
   drawn = []
   for i in range(L):
     q = found(i, up(i, x))
@@ -107,8 +100,11 @@ def bottom_up(x, up, found, prior, draw, L):
 
 
 class Inference(NamedTuple):
-  """q(z | x), and KL(q || p) of a group, elementwise: from one z where p is not known before z."""
+  """q(z | x), and the KL of a group in nats, elementwise: from one z where p depends on it."""
 
+  # (x [B, D], up, found, prior, draw, L) -> [(z, q, p)] of the L groups, the top one first. Of
+  # group i, from the lowest, 0: up: (i, [B, D]) -> [B, D]; found: (i, [B, D]) -> q; prior: (i, z of
+  # the group above or None) -> p; draw: (i, mean, log_var) -> z.
   groups: Callable
   kl: Callable  # (z, q, p) -> nats
 
@@ -118,9 +114,9 @@ def _log_ratio(z, q, p):
 
 
 INFERENCE = {
-  "ladder": Inference(ladder, lambda z, q, p: elbo.normal_kl(*q, *p)),
+  "ladder": Inference(_ladder, lambda z, q, p: elbo.normal_kl(*q, *p)),
   # The z above depends on this one: E log q - log p is no mean of the KL of two Gaussians.
-  "bottom_up": Inference(bottom_up, _log_ratio),
+  "bottom_up": Inference(_bottom_up, _log_ratio),
 }
 
 
@@ -136,7 +132,7 @@ class Hierarchy(nn.Module):
   def __call__(self, draw, x=None, n=1, *, train=False):
     """Logits of x [B, out], z of each group, their KL [B, L] and log p / q [B, L], in nats.
 
-    draw: (i, mean, log_var) -> z [B, D] of group i from the image, of q or, without x, of p.
+    draw: (i, mean, log_var) -> z [B, D] of group i, the lowest is 0, of q or, without x, of p.
     x: [B, D] of 0 and 1, or None for n examples. train: with this batch's statistics.
     """
     L = len(self.z_dims)

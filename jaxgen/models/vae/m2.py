@@ -236,8 +236,7 @@ def build(
     """
     method.check_cond(cond, n_classes)
     k_y, k_z = noise.split(keys)
-    label = cond["label"] if cond else noise.randint(k_y, 0, n_classes)
-    y = jax.nn.one_hot(label, n_classes)
+    y = jax.nn.one_hot(cond["label"] if cond else noise.randint(k_y, 0, n_classes), n_classes)
     return decode(vars, jnp.concatenate([noise.normal(k_z, (z_dim,)), y], axis=1))
 
   return Method(
