@@ -40,12 +40,12 @@ def get_config(variant="mnist"):
   if variant == "mnist_short":
     c.args.glimpses = 10
     c.data.workers = 0
-    c.train.update(steps=3000, sample_every=1000, eval_every=3000, eval_examples=2000)
-    c.train.checkpoint_every = 1000
+    c.train.update(steps=1800, sample_every=600, eval_every=1800, eval_examples=1000)
+    c.train.checkpoint_every = 600
   elif variant == "mnist16":
     c.args.update(image_shape=(16, 16, 1), glimpses=8, hidden=128, z_dim=32)
     c.data.update(source="tfds:mnist", image_size=16, workers=0)
-    c.train.update(steps=10_000, sample_every=5000, eval_every=5000, checkpoint_every=5000)
+    c.train.update(steps=5000, sample_every=2500, eval_every=2500, checkpoint_every=2500)
   elif variant == "smoke":
     c.args.update(image_shape=(8, 8, 1), glimpses=3, write_size=3, hidden=16, z_dim=3)
     c.data.update(source="digits", batch_size=16, workers=0)

@@ -52,11 +52,11 @@ def get_config(variant="cifar10"):
   elif variant == "olivetti":  # 8x8 codes of 360 faces
     c.args.update(
       image_shape=(64, 64, 1), n_codes=128, code_dim=32, width=64, downsamples=3, revive=0.1,
-      data_variance=0.12,
+      data_variance=0.107,
     )  # fmt: skip
     c.args.tx.lr = 1e-3
     c.data.update(source="npz:data/olivetti", flip=True, workers=0)
-    c.train.update(steps=4000, log_every=100, checkpoint_every=1000)
+    c.train.update(steps=1500, log_every=100, checkpoint_every=500)
   elif variant == "cifar16":  # 4x4 codes
     c.args.update(image_shape=(16, 16, 3), n_codes=256, width=64, revive=0.1)
     c.args.tx.lr = 1e-3

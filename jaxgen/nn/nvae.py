@@ -1,7 +1,6 @@
 """Cells and the network of NVAE: A Deep Hierarchical Variational Autoencoder. Vahdat, Kautz, 2020.
 
-arXiv:2007.03898. Layers, initialisation and constants are those of the official code, but that biases
-start at 0.
+arXiv:2007.03898. Layers, weights at the start and constants are those of the official code.
 """
 
 import math
@@ -25,11 +24,13 @@ def uniform(fan_in):
 
 
 def causal_mask(size, c_in, c_out, *, backward, strict):
-  """1 where a kernel [size, size, c_in, c_out] sees earlier values only, in raster order.
+  """1 where a kernel sees earlier values only, in raster order, [K, K, C, D].
 
-  Of a pixel's channels, output i * c_out / c_in sees the inputs before i, and i where not `strict`.
-  c_in = 1 is a depthwise kernel. backward: earlier means below, and to the right. App. A.2 of
-  arXiv:1606.04934.
+  Both channels count in as many groups as the fewer has: of the same pixel a group of outputs sees
+  the groups of inputs before it, and where not `strict` its own. arXiv:1606.04934, Sec. 4.1.
+
+  size, c_in, c_out: scalars K, C and D; C = 1 where it is depthwise. backward: earlier means below,
+  and to the right.
   """
   raster = np.arange(size * size).reshape(size, size, 1, 1)
   earlier, here = (raster < size * size // 2), (raster == size * size // 2)
@@ -188,7 +189,7 @@ class DecoderCell(nn.Module):
 
 
 def bilinear(x):
-  """[B, H, W, C] -> [B, 2 H, 2 W, C], interpolated so that corners stay corners. Fig. 3a."""
+  """x [B, H, W, C] -> [B, 2 H, 2 W, C], interpolated so that corners stay corners. Fig. 3a."""
 
   def weights(n):
     at = np.linspace(0, n - 1, 2 * n)[:, None]
@@ -221,7 +222,10 @@ def soft_clamp(x):
 
 
 def normal(mean, log_std):
-  """Mean and log variance of a Normal from what a network says, two of [B, ...] like the given."""
+  """Mean and log variance of a Normal, two of [B, ...].
+
+  mean, log_std: [B, ...], what a network says of it.
+  """
   return soft_clamp(mean), 2.0 * jnp.log(jnp.exp(soft_clamp(log_std)) + 1e-2)
 
 

@@ -24,9 +24,9 @@ def nearest(z, codebook):
 
 
 def straight_through(z, z_q):
-  """z_q [...] to the bit, with the gradient of z: the identity to z, none to z_q. Sec. 3.2.
+  """z_q to the bit, with the gradient of z: the identity to z, none to z_q; [B, ..., D]. Sec. 3.2.
 
-  z, z_q: [...], of one shape. Survey Box 2.
+  z, z_q: [B, ..., D]. Survey Box 2.
   """
   return jax.lax.stop_gradient(z_q) + (z - jax.lax.stop_gradient(z))
 
@@ -69,7 +69,7 @@ def ema_update(statistics, z, index, *, decay=0.99, eps=1e-5):
 
   Args:
     statistics: {"codebook": [K, D], "count": [K], "total": [K, D]}; the same on every device.
-    z: [..., D] and index: int32 [...], their codes, of this device's rows.
+    z: [B, ..., D], of this device's rows. index: int32 [B, ...], their codes.
     decay: gamma of the paper. eps: what Laplace smoothing adds to a count, the authors' code.
 
   Returns:
@@ -108,7 +108,7 @@ def revive(statistics, z, keys, *, threshold):
 def frequencies(index, n_codes):
   """The share of each code among all indices of the global batch, [K]. arXiv:1711.00937.
 
-  index: int32 [...]. n_codes: K.
+  index: int32 [B, ...]. n_codes: K, the length of the result, [K].
   """
   n = axis.total(jnp.zeros(n_codes).at[index.reshape(-1)].add(1.0))
   return n / n.sum()

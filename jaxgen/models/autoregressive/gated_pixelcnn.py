@@ -53,8 +53,8 @@ def build(
     tx, ema: of `optim.adam` and `optim.averages`.
 
   Raises:
-    ValueError: a number out of range, or a first stage that is none or of another image_shape; in use,
-      a batch, a cond or tokens that do not fit.
+    ValueError: a number out of range, or a first stage that is none or of another image_shape;
+      in use, a batch, a cond or tokens that do not fit.
   """
   image_shape = method.check_image_shape(image_shape)
   method.check_count("n_classes", n_classes, 0)

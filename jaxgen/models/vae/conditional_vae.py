@@ -4,8 +4,9 @@ Sohn, Lee, Yan, 2015.
 https://proceedings.neurips.cc/paper/2015/hash/8d55a249e6baa5c06772297520da2051-Abstract.html
 Survey V07, Eq. 22, Box 1.
 
-CVAE: an image y given `start`, x. A baseline predicts y from x alone; its guess and x are what the
-prior p(z | x) and the generation network p(y | x, z) see (the paper's recurrent connection).
+CVAE: an image y given `start`, x, both in [-1, 1], on the bound of survey Eq. 22. A baseline
+predicts y from x alone; its guess and x are what the prior p(z | x) and the generation network
+p(y | x, z) see (the paper's recurrent connection).
 Two kinds of data: images of which quadrants are missing, and pairs of images.
 
 Deviations: the baseline is trained beside the rest, not before it, and gets no gradient from it;
@@ -189,8 +190,8 @@ def build(
   def sample(vars, keys, cond={}, *, mean=False):
     """{"image": [n, *image_shape]}, in [-1, 1]: E[y | x, z], and x where y is not predicted.
 
-    cond: {"start": x [n, *image_shape]}. mean: z is the prior's mean, as in Box 1, whose argmax
-    is the sign of these pixels, and no draw of it.
+    cond: {"start": x [n, *image_shape]}. mean: z is no draw of the prior but its mean, as in
+    survey Box 1, whose argmax is the sign of these pixels.
     """
     method.check_given(cond, given)
     method.check_cond(method.without(cond, given), 0)

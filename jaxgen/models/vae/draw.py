@@ -4,8 +4,8 @@ Survey V10, Eq. 26.
 
 An encoder and a decoder, two LSTMs, which draw an image in T steps: the encoder reads where it
 errs, the decoder adds to a canvas. With attention each sees a grid of Gaussian filters, whose
-place, stride, width and strength the decoder chooses. Pixels are Bernoulli, binarised anew each
-time they are seen, which changes nothing in data that are binary already.
+place, stride, width and strength the decoder chooses. Images lie in [-1, 1]; their pixels are
+binarised anew each time they are seen, which changes nothing in data that are binary already.
 
 Deviations: the filters are normalised over the pixels there are, however far off the image their
 grid lies (the constant of released codes that keeps Z from 0 is not needed). The paper names Adam
@@ -39,6 +39,8 @@ def filterbank(center, delta, variance, n, size):
 
 def window(numbers, n, height, width):
   """The grid of n x n filters that five numbers [B, 5] stand for, Eq. 21-24.
+
+  height, width: of the image.
 
   Returns:
     F_y [B, n, H], F_x [B, n, W], gamma [B], and the window [B, 4] in pixels: centre x, centre y
@@ -78,6 +80,7 @@ class Selective(nn.Module):
   write_size: int
 
   def setup(self):
+    """Its layers."""
     n, channels = self.write_size, self.image_shape[2]
     self.read_window, self.write_window = nn.Dense(5), nn.Dense(5)
     self.patch = nn.DenseGeneral((n, n, channels))
@@ -106,6 +109,7 @@ class Whole(nn.Module):
   write_size: int
 
   def setup(self):
+    """Its layer."""
     self.patch = nn.DenseGeneral(self.image_shape)
 
   def read_box(self, h):
@@ -137,6 +141,7 @@ class Glimpse(nn.Module):
   z_dim: int
 
   def setup(self):
+    """Its layers, and what they begin with."""
     self.attend = ATTENTION[self.attention](self.image_shape, self.read_size, self.write_size)
     self.encoder, self.decoder = (
       nn.OptimizedLSTMCell(self.hidden),
@@ -192,7 +197,8 @@ def strip(canvases, windows, steps, *, scale=4):
 
   Args:
     canvases: [n, T, H, W, C] in [-1, 1]. windows: [n, T, 4], of `build`'s `sample`.
-    steps: how many of the T, evenly spaced, the last among them. scale: pixels a side of a pixel.
+    steps: a scalar, how many of the T, evenly spaced, the last among them.
+    scale: pixels a side of a pixel.
 
   Raises:
     ValueError: more steps than there are, or a scale below 1.
@@ -338,6 +344,6 @@ def build(
     {"draw": Phase(loss, ("draw",), optim.adam(**tx))},
     ema=optim.averages("draw", ema),
     fns={
-      "sample": sample, "log_prob": log_prob, "bound": bound, "encode": encode, "decode": decode
+      "sample": sample, "log_prob": log_prob, "bound": bound, "encode": encode, "decode": decode,
     },
   )  # fmt: skip

@@ -7,9 +7,9 @@ convolutions and batch norm in the decoder. What keeps it stable: a penalty on t
 value of every convolution and on the scales of batch norm, and a KL term that comes in slowly,
 balanced over the groups while it does. The network is in `jaxgen.nn.nvae`.
 
-Deviations: weight decay is decoupled; the moving variances of batch norm are of the biased
-estimate; of a decoder that mixes logistics, the temperature of samples is for the latents alone,
-and batch norm's statistics are not adjusted to it (Sec. 4.2 does so for its pictures).
+Deviations: biases start at 0; weight decay is decoupled; the moving variances of batch norm are of
+the biased estimate. The temperature of samples is for latents alone, and the statistics of batch
+norm are not adjusted to it.
 """
 
 import functools
@@ -32,10 +32,10 @@ from jaxgen.objectives import elbo, likelihood
 def balance(kl, groups):
   """Weights [L] of the groups of latents, 1 on average, larger where the KL is. App. A.
 
-  In proportion to the mean over the global batch of a group's KL, and to the number of groups of
-  its scale over the number of its pixels. No gradient goes through them.
+  In proportion to the mean over the global batch of a group's KL, and to the number of groups
+  of its scale over the number of positions there. No gradient goes through them.
 
-  kl: [B, L], in nats. groups: how many at each scale, top first; the resolution doubles.
+  kl: [B, L], in nats. groups: a scalar for each scale, how many, top first; resolutions double.
   """
   pixels = jnp.concatenate([jnp.full(n, 4.0**i / n) for i, n in enumerate(groups)])
   strength = (axis.mean(jnp.mean(jnp.abs(kl), 0)) + 0.01) / pixels
@@ -43,7 +43,10 @@ def balance(kl, groups):
 
 
 def stacked(weights):
-  """{"RxC": [N, R, C]}: the matrices [R, C] of a tree, those of one shape together."""
+  """{"RxC": [N, R, C]}: the matrices [R, C] of a tree, those of one shape together.
+
+  weights: of the tree, [R, C] each.
+  """
   found = {}
   for w in jax.tree.leaves(weights):
     found.setdefault("{}x{}".format(*w.shape), []).append(w)
@@ -88,7 +91,10 @@ class Decoder(NamedTuple):
 
 
 def bernoulli(channels):
-  """A `Decoder` of images [B, H, W, C] in [-1, 1] that are binarised anew each time."""
+  """A `Decoder` of images [B, H, W, C] in [-1, 1] that are binarised anew each time.
+
+  channels: a scalar, C.
+  """
   mean = lambda logits: 2.0 * nn.sigmoid(logits) - 1.0
   return Decoder(
     channels,
@@ -102,7 +108,7 @@ def bernoulli(channels):
 def logistic_mixture(channels, mixtures, bits):
   """A `Decoder` of the highest `bits` of 8-bit images [B, H, W, C]. arXiv:1701.05517.
 
-  channels: 1 or 3. mixtures: components. Raises ValueError for other channels.
+  channels: 1 or 3. mixtures: a scalar, of components. Raises ValueError for other channels.
   """
   method.check("image_shape[2]", channels, channels in (1, 3), "1 or 3 channels")
   levels = 2**bits
@@ -158,9 +164,10 @@ def build(
   method.check_counts("groups", groups)
   method.check("groups", groups, len(groups) > 0, "one scale or more")
   counts = {"mixtures": mixtures, "z_channels": z_channels, "width": width, "kl_warmup": kl_warmup}
-  counts |= {"blocks": blocks, "cells": cells, "group_cells": group_cells}
+  counts |= {"cells": cells, "group_cells": group_cells}
   for name, value in counts.items():
     method.check_count(name, value)
+  method.check_count("blocks", blocks, 0)
   method.check_count("flows", flows, 0)
   method.check_count("bits", bits, 1, 8)
   method.check_positive("penalty", penalty)

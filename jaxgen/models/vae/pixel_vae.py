@@ -39,9 +39,11 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x):
     """x: [B, H, W, C] -> two of [B, z_dim]."""
-    for before, width in zip((self.widths[0], *self.widths), self.widths):
+    before = self.widths[0]
+    for width in self.widths:
       x = nn.relu(nn.Conv(before, (3, 3))(x))
       x = nn.relu(nn.Conv(width, (3, 3), strides=2)(x))
+      before = width
     for _ in range(2):
       x = nn.relu(nn.Conv(self.widths[-1], (3, 3))(x))
     x = nn.Dense(2 * self.z_dim)(x.reshape(len(x), -1))
@@ -49,7 +51,7 @@ class Encoder(nn.Module):
 
 
 class Features(nn.Module):
-  """z as a map of features, of the size of an image. widths: of `Encoder`; shape: (H, W)."""
+  """z as a map of features. widths: of `Encoder`; shape: (H, W), that of an image in [-1, 1]."""
 
   widths: tuple[int, ...]
   shape: tuple[int, int]
@@ -71,7 +73,7 @@ class Features(nn.Module):
 
 
 class Decoder(nn.Module):
-  """p(x | z), survey Eq. 21: `pixels`, a PixelCNN, on the features of z."""
+  """p(x | z) of pixels in [-1, 1], survey Eq. 21: a PixelCNN on the features of z."""
 
   features: Features
   pixels: masked_conv.GatedPixelCNN
@@ -156,17 +158,18 @@ def build(
 
     return fn(log_likelihood, *encoded(vars, tokens), k_z, **options)
 
+  terms = functools.partial(with_posterior, elbo.gaussian_bound)  # log p(x | z) [B] and KL [B]
+
   def bound(vars, batch, keys):
     """{"reconstruction": log p(x | z), [B], "kl": of q(z | x) to the prior, [B, 1]}, in nats."""
-    reconstruction, kl = with_posterior(elbo.gaussian_bound, vars, batch, keys)
+    reconstruction, kl = terms(vars, batch, keys)
     return {"reconstruction": reconstruction, "kl": kl[:, None]}
 
   def loss(vars, batch, keys, *, beta=1.0):
     """-(E_q log p(x | z) - beta KL) in nats, survey Eq. 16; beta = 1 is a bound on log p(x)."""
-    reconstruction, kl = (
-      term.mean() for term in with_posterior(elbo.gaussian_bound, vars, batch, keys)
-    )
-    return beta * kl - reconstruction, Aux({"reconstruction": -reconstruction, "kl": kl})
+    reconstruction, kl = terms(vars, batch, keys)
+    metrics = {"reconstruction": -reconstruction.mean(), "kl": kl.mean()}
+    return elbo.beta(reconstruction, kl, beta=beta).mean(), Aux(metrics)
 
   def log_prob(vars, batch, keys, *, samples=0):
     """A lower bound on log P in nats, [B]: of images binarised by `keys`, or of 8-bit images.
@@ -176,7 +179,7 @@ def build(
     if samples:
       weights = with_posterior(elbo.log_weights, vars, batch, keys, samples=samples)
       return elbo.importance_bound(weights)
-    reconstruction, kl = with_posterior(elbo.gaussian_bound, vars, batch, keys)
+    reconstruction, kl = terms(vars, batch, keys)
     return reconstruction - kl
 
   def posterior(vars, batch, keys):

@@ -13,7 +13,6 @@ Deviations: a code that the example would throw away in its first updates stays 
 position; the paper's CIFAR-10 model has ten.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,7 +83,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """The mean of p(x | z_q), the encoder's mirror image. Sec. 4.1."""
+  """The mean of p(x | z_q), the encoder mirrored. Sec. 4.1."""
 
   width: int
   res_width: int
@@ -94,7 +93,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z):
-    """z: [B, h, w, code_dim] -> [B, H, W, channels]."""
+    """z: [B, h, w, code_dim] -> [B, H, W, channels], of pixels in [-1, 1]."""
     x = nn.Conv(self.width, (3, 3), name="conv")(z)
     x = ResidualStack(self.width, self.res_width, self.n_res_blocks, name="stack")(x)
     for i in range(self.downsamples - 1):
@@ -102,12 +101,18 @@ class Decoder(nn.Module):
     return Upsample(self.channels, name="out")(x)
 
 
+# Codes [K, D] with a variance of 1 / D.
+_uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", in_axis=1, out_axis=0)
+
+
 class Update(NamedTuple):
   """How the codebook is learnt, and where it is."""
 
   start: Callable  # codes [K, D] -> (params, extra)
   codes: Callable  # vars -> [K, D]
-  learn: Callable  # (vars, z, z_q, index, keys, beta, **numbers) -> (loss [B], metrics, extra)
+  learn: (
+    Callable  # (vars, z, z_q, index, keys, beta, decay=, revive=) -> (loss [B], metrics, extra)
+  )
 
 
 def _average(vars, z, z_q, index, keys, beta, decay, revive):
@@ -117,8 +122,7 @@ def _average(vars, z, z_q, index, keys, beta, decay, revive):
   return loss, {"revived": revived}, {"codebook": jax.lax.stop_gradient(new)}
 
 
-def _descend(vars, z, z_q, index, keys, beta, decay, revive):
-  del vars, index, keys, decay, revive
+def _descend(vars, z, z_q, index, keys, beta, **_):
   return quantization.gradient_loss(z, z_q, beta=beta), {}, {}  # Eq. 3
 
 
@@ -170,11 +174,10 @@ def build(
     ValueError: a number or a name out of range; in use, a batch or tokens that do not fit.
   """
   H, W, C = image_shape = method.check_image_shape(image_shape)
-  counts = {
-    "n_codes": n_codes, "code_dim": code_dim, "res_width": res_width, "downsamples": downsamples
-  }  # fmt: skip
-  for name, value in counts.items():
-    method.check_count(name, value)
+  method.check_count("n_codes", n_codes)
+  method.check_count("code_dim", code_dim)
+  method.check_count("res_width", res_width)
+  method.check_count("downsamples", downsamples)
   method.check_count("width", width, 2)
   method.check_count("n_res_blocks", n_res_blocks, 0)
   scale = 2**downsamples
@@ -193,10 +196,7 @@ def build(
     k_encoder, k_decoder, k_codes = jax.random.split(key, 3)
     encoder = encoder_net.init(k_encoder, jnp.zeros((1, *image_shape)))
     decoder = decoder_net.init(k_decoder, jnp.zeros((1, *grid, code_dim)))
-    edge = math.sqrt(3.0 / code_dim)  # a variance of 1 / D
-    params, extra = book.start(
-      jax.random.uniform(k_codes, (n_codes, code_dim), minval=-edge, maxval=edge)
-    )
+    params, extra = book.start(_uniform(k_codes, (n_codes, code_dim)))
     return Vars({"encoder": encoder["params"], "decoder": decoder["params"], **params}, extra)
 
   def encoded(vars, batch):
@@ -215,7 +215,7 @@ def build(
     z_q = book.codes(vars)[index]  # Eq. 2
     x_hat = decoded(vars, quantization.straight_through(z, z_q))
     error = jnp.mean((batch["image"] - x_hat) ** 2)
-    pull, metrics, extra = book.learn(vars, z, z_q, index, keys, beta, decay, revive)
+    pull, metrics, extra = book.learn(vars, z, z_q, index, keys, beta, decay=decay, revive=revive)
     p = quantization.frequencies(index, n_codes)
     metrics |= {
       "reconstruction": error,
