@@ -14,7 +14,6 @@ from jaxgen.objectives import likelihood
 
 KEY = jax.random.key
 N = 4000
-pytestmark = pytest.mark.evidence("V12", "M")
 both = pytest.mark.parametrize("inference", ladder_vae.INFERENCE)
 
 
@@ -35,6 +34,7 @@ def images(n):
   return {"image": jnp.broadcast_to(x, (n, 2, 2, 1))}
 
 
+@pytest.mark.evidence("V12", "M")
 def test_a_merge_is_the_product_of_two_gaussians():
   """log N(z; merged) - log N(z; a) - log N(z; b) is one number; arXiv:1602.02282, Sec. 2.1."""
   a, b = (jnp.array([[0.3, -4.0]]), jnp.array([[1.0, -9.0]])), (jnp.ones((1, 2)), jnp.zeros((1, 2)))
@@ -48,6 +48,7 @@ def test_a_merge_is_the_product_of_two_gaussians():
   np.testing.assert_allclose(mean, (a[0] * np.exp(-a[1]) + b[0]) / precision, rtol=1e-5)
 
 
+@pytest.mark.evidence("V12", "M")
 @both
 def test_bounds_are_below_the_exact_evidence_and_weights_are_it_on_average(inference):
   """p(x) by quadrature over both groups, from the prior that generation draws from."""
