@@ -41,10 +41,10 @@ def get_config(variant="mnist"):
   if variant == "mnist16":
     c.args.update(
       image_shape=(16, 16, 1), z_dim=16, widths=(16, 32), pixel_width=16, pixel_depth=4, kernel=3,
-      first_kernel=5, kl_warmup=1000,
+      first_kernel=5, kl_warmup=500,
     )  # fmt: skip
     c.data.update(source="tfds:mnist", image_size=16, workers=0)
-    c.train.update(steps=6000, sample_every=3000, eval_every=3000, checkpoint_every=3000)
+    c.train.update(steps=1500, sample_every=1500, eval_every=1500, checkpoint_every=500)
   elif variant == "smoke":
     c.args.update(
       image_shape=(8, 8, 1), levels=256, z_dim=3, widths=(4,), pixel_width=4, pixel_depth=2,
