@@ -1,7 +1,9 @@
 """VQ-VAE: Neural Discrete Representation Learning. van den Oord, Vinyals, Kavukcuoglu, 2017.
 
-arXiv:1711.00937. Survey V11, Eq. 27-28, Box 2: its first stage. The second, p(c) of Eq. 27, is
-gated_pixelcnn.py with `first_stage`; experiments/two_stage.py trains both.
+arXiv:1711.00937.
+
+Survey V11, Eq. 27-28, Box 2: its first stage. The second, p(c) of Eq. 27, is gated_pixelcnn.py with
+`first_stage`; experiments/two_stage.py trains both.
 
 The networks, the numbers and the update of the codebook by moving averages are those of the
 authors' example for CIFAR-10 in Sonnet; `update="gradient"` is the paper's own, Eq. 3. Codes are
