@@ -58,7 +58,7 @@ def get_config(variant="imagenet128"):
     c.args.update(small, image_shape=(16, 16, 3))
     c.args.first_stage.args = dict(image_shape=(16, 16, 3), n_codes=256, width=64)
     c.data.update(source="tfds:cifar10", image_size=16, batch_size=64, flip=True, workers=0)
-    c.train.update(steps=10_000, sample_every=2500, eval_every=2500, checkpoint_every=2500)
+    c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
   elif variant in ("digits", "smoke"):  # 2x2 codes
     c.args.update(small, image_shape=(8, 8, 1), n_classes=10)
     c.args.first_stage.args = dict(image_shape=(8, 8, 1), n_codes=64, code_dim=16, width=64)
