@@ -68,7 +68,7 @@ def gaussian_bound(log_likelihood, mean, log_var, keys, *, eps=None):
 
 
 def hierarchical_bound(reconstruction, kls):
-  """log p(x | z) less the KL of every group of latents, per example [B], in nats. Survey Eq. 31.
+  """log p(x | z) less the KL of every group of latents, per example [B], in nats; survey Eq. 31.
 
   The survey prints + before the first KL; that too is subtracted, as in arXiv:1602.02282, Eq. 4.
   reconstruction: [B]. kls: [B, L], of L groups, each given the groups drawn before it.
@@ -85,7 +85,7 @@ def marginal_bound(bounds, log_q):
 
 
 def beta(reconstruction, kl, *, beta):
-  """The loss beta KL - E_q log p(x | z) in nats, elementwise. Survey Eq. 16.
+  """The loss beta KL - E_q log p(x | z) in nats, elementwise; survey Eq. 16.
 
   reconstruction: E_q log p(x | z). beta: weight of kl; 1 is the bound's.
   """
@@ -93,7 +93,7 @@ def beta(reconstruction, kl, *, beta):
 
 
 def capacity(reconstruction, kl, *, gamma, capacity):
-  """The loss gamma |KL - C| - E_q log p(x | z) in nats, elementwise. Survey Eq. 17.
+  """The loss gamma |KL - C| - E_q log p(x | z) in nats, elementwise; survey Eq. 17.
 
   reconstruction: E_q log p(x | z). gamma: weight. capacity: C, which kl is drawn to and which grows
   in training. arXiv:1804.03599, Eq. 8.

@@ -26,7 +26,7 @@ def nearest(z, codebook):
 def straight_through(z, z_q):
   """z_q to the bit, with the gradient of z: the identity to z, none to z_q; [B, ..., D]. Sec. 3.2.
 
-  z, z_q: [B, ..., D]. Survey Box 2.
+  z, z_q: [B, ..., D]; survey Box 2.
   """
   return jax.lax.stop_gradient(z_q) + (z - jax.lax.stop_gradient(z))
 

@@ -12,7 +12,7 @@ from jaxgen.core import method
 
 
 def sample(step, cache, keys, n_tokens, *, temperature=1.0):
-  """Tokens x_i ~ p(x_i | x_<i) one after another, int32 [n, L]. Survey Eq. 20, 27.
+  """Tokens x_i ~ p(x_i | x_<i) one after another, int32 [n, L]; survey Eq. 20, 27.
 
   Token i of an example has its own noise, `fold_in(keys, i)`.
 

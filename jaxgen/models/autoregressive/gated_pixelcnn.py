@@ -91,14 +91,14 @@ def build(
     return first.fns["encode"](method.inner(vars, "first_stage"), batch, keys)
 
   def decode(vars, latents):
-    """{"image": the first stage's, [B, H, W, C], in [-1, 1]}. latents: tokens int32 [B, h, w].
+    """{"image": the first stage's, [B, H, W, C], in [-1, 1]}; survey Eq. 28.
 
-    Survey Eq. 28.
+    latents: tokens int32 [B, h, w].
     """
     return first.fns["decode"](method.inner(vars, "first_stage"), latents)
 
   def log_prob(vars, batch, keys):
-    """log p(c), in nats, of the codes of an image, not of its pixels, [B]. Survey Eq. 27."""
+    """log p(c), in nats, of the codes of an image, not of its pixels, [B]; survey Eq. 27."""
     tokens = encode(vars, batch, keys)[..., None]
     logits = apply(vars, tokens, vector(batch))
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)

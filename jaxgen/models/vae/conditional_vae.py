@@ -65,7 +65,7 @@ def build(
   tx={"lr": 1e-3},
   ema=0.0,
 ):
-  """The Method, for MNIST of which quadrants are given. Survey Eq. 22, Box 1.
+  """The Method, for MNIST of which quadrants are given; survey Eq. 22, Box 1.
 
   Args:
     image_shape: (H, W, C) of `image` and `start`, in [-1, 1].

@@ -192,9 +192,9 @@ def build(
     return elbo.reparameterize(k_z, *posterior(vars, batch, k_data))
 
   def sample(vars, keys, cond={}, *, temperature=1.0):
-    """{"image": [n, *image_shape], in [-1, 1]}: z ~ N(0, I), then pixel after pixel.
+    """{"image": [n, *image_shape], in [-1, 1]}: z ~ N(0, I), then pixel after pixel; survey Eq. 21.
 
-    Survey Eq. 21. cond: {}, no classes. temperature: of the pixels; at 0 each is the most probable.
+    cond: {}, no classes. temperature: of the pixels; at 0 each is the most probable.
     """
     method.check_cond(cond, 0)
     k_z, k_pixels = noise.split(keys)

@@ -233,9 +233,9 @@ def build(
     return encoded(vars, batch)[1]
 
   def decode(vars, tokens):
-    """{"image": the decoder's mean, cut to [-1, 1], [B, H, W, C]}. tokens: int32 [B, h, w].
+    """{"image": the decoder's mean, cut to [-1, 1], [B, H, W, C]}; survey Eq. 28.
 
-    Survey Eq. 28.
+    tokens: int32 [B, h, w].
     """
     _check_tokens(tokens, grid, n_codes)
     return {"image": jnp.clip(decoded(vars, book.codes(vars)[tokens]), -1.0, 1.0)}
