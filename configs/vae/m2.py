@@ -7,7 +7,7 @@ Where MNIST is at hand as files: --config.data.source=few_labels:100:npz:PATH.
 
 import ml_collections
 
-VARIANTS = ("mnist", "mnist_quick", "mnist16", "smoke")
+VARIANTS = ("mnist", "mnist_quick", "mnist16", "mnist16_labels", "smoke")
 
 
 def get_config(variant="mnist"):
@@ -41,10 +41,14 @@ def get_config(variant="mnist"):
   if variant == "mnist_quick":
     c.args.n_unlabelled = 59_900
     c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
-  elif variant == "mnist16":
-    c.args.image_shape = (16, 16, 1)
+  elif variant in ("mnist16", "mnist16_labels"):
+    c.args.update(image_shape=(16, 16, 1), n_unlabelled=59_900, alpha=10.0)
+    c.args.tx.lr = 1e-3
     c.data.update(image_size=16, workers=0)
-    c.train.update(steps=10_000, sample_every=5000, eval_every=5000, checkpoint_every=5000)
+    c.train.update(steps=5000, sample_every=2500, eval_every=2500, checkpoint_every=2500)
+    if variant == "mnist16_labels":  # what the 100 labels alone teach the classifier
+      c.args.alpha = 1e5
+      c.train.steps = 1000
   elif variant == "smoke":
     c.args.update(image_shape=(8, 8, 1), n_labelled=20, n_unlabelled=1598, z_dim=3, width=16)
     c.data.update(source="few_labels:20:digits", batch_size=16, workers=0)
