@@ -1,4 +1,4 @@
-r"""Measures of a run, or of images as they are: likelihoods, distances of features, pairs.
+r"""Measures of a run, or of images as they are: likelihoods, latents, features, pairs.
 
 python -m experiments.evaluate --workdir=runs/ddpm                     # nats and bits per dimension
 python -m experiments.evaluate --workdir=runs/ddpm --measures=frechet,kernel,precision_recall
@@ -32,7 +32,8 @@ SOURCE = flags.DEFINE_string("source", None, "The data; by default the run's dat
 IMAGE_SIZE = flags.DEFINE_integer(
   "image_size", None, "In place of the run's data.image_size; 0 leaves images.", lower_bound=0
 )
-SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "Of the data, for likelihoods.")
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "test"], "For likelihoods and latents.")
+DRAWS = flags.DEFINE_integer("draws", 500, "Of z an image, for importance_nll.", lower_bound=1)
 N = flags.DEFINE_integer("n", None, "The first so many examples of it.", lower_bound=1)
 REFERENCE_SPLIT = flags.DEFINE_enum(
   "reference_split", "train", ["train", "test"], "Of the data, for features."
@@ -74,7 +75,7 @@ def of_run(names, networks):
       n_classes,
       BATCH_SIZE.value,
     )
-    found |= evaluation.of_method(own, method, vars, *told)
+    found |= evaluation.of_method(own, method, vars, *told, draws=DRAWS.value)
   if sampled := [name for name in names if name not in evaluation.OF_DATA]:
     method_lib.check("model", config.model, "sample" in method.fns, "one that samples")
     options = launch.options(OPTIONS.value, method.fns["sample"])

@@ -27,22 +27,23 @@ def main():
   method, vars = checkpoint.load(WORKDIR.value, launch.FALLBACK.value)
   able = {"posterior", "decode"} <= method.fns.keys()
   method_lib.check("workdir", WORKDIR.value, able, "a model with posterior and decode")
-  vars, workdir = parallel.replicate(method_lib.averaged(method, vars)), WORKDIR.value
-  config = config_lib.read_snapshot(checkpoint.open_workdir(workdir))
+  vars = parallel.replicate(method_lib.averaged(method, vars))
+  workdir = checkpoint.open_workdir(WORKDIR.value)
+  config = config_lib.read_snapshot(workdir)
   data = config.data
   source = sources.open_source(data.source, "test", image_size=data.image_size or None)
   method_lib.check_count("example", EXAMPLE.value, 0, len(source) - 1)
   run = inference.by_example(method.fns["posterior"], FIRST)
   key, n = loop.root_keys(0).evaluate, max(FIRST, EXAMPLE.value + 1)
   mean, log_var = run(vars, source, key, limit=n, n_classes=config.args.get("n_classes", 0))
-  kl = np.mean(elbo.normal_kl(mean, log_var, 0.0, 0.0), axis=0)
+  kl = np.mean(elbo.normal_kl(mean[:FIRST], log_var[:FIRST], 0.0, 0.0), axis=0)
   order = np.argsort(-kl)[: ROWS.value]
   z = np.tile(mean[EXAMPLE.value], (len(order), COLUMNS, 1))
   for row, i in enumerate(order):
     z[row, :, i] = np.linspace(-3.0, 3.0, COLUMNS)
   decode = jax.jit(lambda vars, z: method.fns["decode"](vars, z)["image"])
   images = np.asarray(decode(vars, z.reshape(-1, z.shape[-1])))
-  file = checkpoint.open_workdir(workdir) / "traversals.png"
+  file = workdir / "traversals.png"
   if not jax.process_index():
     report.save_png(file, report.grid(images, COLUMNS))
     told = ", ".join(f"{i}: {kl[i]:.2f}" for i in order)

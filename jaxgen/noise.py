@@ -55,6 +55,15 @@ def uniform(keys, shape=(), low=0.0, high=1.0):
   return jax.vmap(lambda k: jax.random.uniform(k, shape, minval=low, maxval=high))(keys)
 
 
+def gumbel(keys, shape=()):
+  """Noise whose argmax, added to logits, is a draw of their softmax; [B, *shape].
+
+  arXiv:1611.01144, Sec. 2.1.
+  """
+  u = uniform(keys, shape, jnp.finfo(jnp.float32).tiny, 1.0)
+  return -jnp.log(-jnp.log(u))
+
+
 def randint(keys, low, high, shape=()):
   """Integers low, ..., high - 1, int32 [B, *shape]."""
   return jax.vmap(lambda k: jax.random.randint(k, shape, low, high))(keys)

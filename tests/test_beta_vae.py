@@ -203,25 +203,6 @@ def test_kl_is_held_at_the_capacity():
   )
 
 
-def test_the_upward_convolution_is_the_transposed_one():
-  """And the gradients of both, and as many places as `nn.ConvTranspose` has."""
-  x = jax.random.normal(KEY(0), (2, 5, 3, 6))
-  net = conv_autoencoder.Upconv(7)
-  params = net.init(KEY(1), x)
-  native = lambda p, x: jax.lax.conv_transpose(
-    x, p["params"]["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-  both = [
-    jax.jit(lambda p, x, f=f: (f(p, x), jax.grad(lambda p, x: (f(p, x) ** 2).sum(), (0, 1))(p, x)))
-    for f in (net.apply, native)
-  ]
-  (ours, (ours_p, ours_x)), (theirs, (theirs_p, theirs_x)) = (f(params, x) for f in both)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-  close(ours, theirs)
-  close(ours_x, theirs_x)
-  close(ours_p["params"]["kernel"], theirs_p["params"]["kernel"])
-
-
 @pytest.mark.evidence("V05", "P")
 def test_sizes():
   """arXiv:1804.03599, App. A.1: by hand, four convolutions, two dense layers, ten latents."""

@@ -740,6 +740,8 @@ def tree(tmp_path):
     ("few_labels:10:dsprites", {}, ValueError, "expected a source with labels"),
     ("quadrants:4:digits", {}, ValueError, "expected quadrants:N:SPEC, N of 1, 2 or 3"),
     ("quadrants:1:npz:{}/float", {}, ValueError, "image='float32': expected uint8"),
+    ("binarized:npz:{}/float", {}, ValueError, "image='float32': expected uint8, as binarized"),
+    ("binarized:npz:{}/video", {}, ValueError, "image=None: expected uint8"),
   ],
 )
 def test_bad_specs(spec, options, error, words, tree):

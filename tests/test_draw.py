@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import glimpses
 from jaxgen import noise
 from jaxgen.models.vae import draw
+from jaxgen.nn import draw as nets
 
 KEY = jax.random.key
 SMALL = dict(image_shape=(6, 5, 1), glimpses=3, read_size=2, write_size=3, hidden=8, z_dim=4)
@@ -46,13 +48,13 @@ def test_sharp_filters_read_the_pixels_under_them(stride):
   height, width, n = 9, 7, 3
   image = jax.random.normal(KEY(0), (1, height, width, 2))
   at = numbers(2 + stride, 3 + stride, stride, 1e-3, 1.5, n, height, width)
-  f_y, f_x, gamma, box = draw.window(at, n, height, width)
-  patch = draw.read_patch(image, f_y, f_x, gamma)
+  f_y, f_x, gamma, box = nets.window(at, n, height, width)
+  patch = nets.read_patch(image, f_y, f_x, gamma)
   expected = image[:, 2 : 3 + 2 * stride : stride, 1 : 2 + 2 * stride : stride]
   np.testing.assert_allclose(patch, 1.5 * expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(box[0], [2 + stride, 3 + stride, 2 * stride, 1e-3**0.5], rtol=1e-4)
   # What is read at strength 1.5 and written there is the patch, back in its place, times 1.
-  back = draw.write_patch(patch, f_y, f_x, gamma)
+  back = nets.write_patch(patch, f_y, f_x, gamma)
   there = jnp.zeros_like(image)
   there = there.at[:, 2 : 3 + 2 * stride : stride, 1 : 2 + 2 * stride : stride].set(expected)
   np.testing.assert_allclose(back, there, rtol=1e-4, atol=1e-5)
@@ -63,7 +65,7 @@ def test_filters_are_the_papers_and_sum_to_one():
   """Eq. 19-26 in numpy, one filter at a time; also where the grid lies off the image."""
   height, width, n = 6, 9, 4
   values = np.random.default_rng(0).normal(size=(5, 5))
-  f_y, f_x, gamma, _ = draw.window(jnp.float32(values), n, height, width)
+  f_y, f_x, gamma, _ = nets.window(jnp.float32(values), n, height, width)
   for b, (g_x, g_y, log_variance, log_delta, log_gamma) in enumerate(values):
     delta = (9 - 1) / (n - 1) * np.exp(log_delta)
     for bank, g, size in ((f_y, (6 + 1) / 2 * (g_y + 1), 6), (f_x, (9 + 1) / 2 * (g_x + 1), 9)):
@@ -73,7 +75,7 @@ def test_filters_are_the_papers_and_sum_to_one():
         if f.sum() > 1e-30:
           np.testing.assert_allclose(bank[b, i - 1], f / f.sum(), rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(gamma[b], np.exp(log_gamma), rtol=1e-6)
-  far = draw.window(jnp.array([[40.0, -40.0, -3.0, 1.0, 0.0]]), n, height, width)
+  far = nets.window(jnp.array([[40.0, -40.0, -3.0, 1.0, 0.0]]), n, height, width)
   for bank in (f_y, f_x, *far[:2]):
     np.testing.assert_allclose(bank.sum(-1), 1.0, rtol=1e-5)
 
@@ -81,10 +83,10 @@ def test_filters_are_the_papers_and_sum_to_one():
 def test_writing_is_the_transpose_of_reading():
   """<read(x), p> = gamma^2 <x, write(p)>, of any window, by their linearity."""
   at = jax.random.normal(KEY(0), (3, 5))
-  *filters, _ = draw.window(at, 3, 6, 5)
+  *filters, _ = nets.window(at, 3, 6, 5)
   x, p = jax.random.normal(KEY(1), (3, 6, 5, 2)), jax.random.normal(KEY(2), (3, 3, 3, 2))
   inner = lambda a, b: jnp.sum(a * b, axis=(1, 2, 3))
-  read, written = draw.read_patch(x, *filters), draw.write_patch(p, *filters)
+  read, written = nets.read_patch(x, *filters), nets.write_patch(p, *filters)
   np.testing.assert_allclose(
     inner(read, p), filters[2] ** 2 * inner(x, written), rtol=1e-4, atol=1e-5
   )
@@ -131,7 +133,7 @@ def by_hand(p, x, eps):
   kls, zs, canvases = [], [], []
 
   def grid(name, h, n):
-    *filters, _ = draw.window(jnp.float32(dense(attend[name], h))[None], n, *x.shape[:2])
+    *filters, _ = nets.window(jnp.float32(dense(attend[name], h))[None], n, *x.shape[:2])
     return (np.float64(f[0]) for f in filters)
 
   for e in eps:
@@ -164,7 +166,7 @@ def test_the_bound_is_that_of_the_papers_equations(attention, glimpses):
   batch, keys = coins(3), lambda: noise.rows(KEY(2), 3)
   terms, latents = jax.jit(lambda: (made.fns["bound"](vars, batch, keys()),
                                     made.fns["encode"](vars, batch, keys())))()  # fmt: skip
-  decoded = jax.jit(lambda z: made.fns["decode"](vars, z, strip=True))(latents)
+  decoded = jax.jit(lambda z: made.fns["decode"](vars, z, steps=True))(latents)
   eps = noise.normal(noise.split(keys())[1], (glimpses, SMALL["z_dim"]))
   p = jax.tree.map(np.float64, jax.device_get(vars.params["draw"]))
   assert terms["kl"].shape == (3, glimpses)
@@ -206,7 +208,7 @@ def test_samples_come_with_their_strip():
   """Canvases that end in the image, windows inside reach of their numbers, steps that differ."""
   made, vars = small()
   keys = lambda: noise.rows(KEY(1), 5)
-  out = jax.jit(lambda keys: made.fns["sample"](vars, keys, strip=True))(keys())
+  out = jax.jit(lambda keys: made.fns["sample"](vars, keys, steps=True))(keys())
   plain = jax.jit(lambda keys: made.fns["sample"](vars, keys))(keys())
   np.testing.assert_allclose(out["image"], plain["image"], rtol=1e-6)
   assert out["canvases"].shape == (5, 3, 6, 5, 1) and jnp.abs(out["canvases"]).max() <= 1.0
@@ -222,7 +224,7 @@ def test_the_strip_shows_canvases_and_their_windows():
   canvases = np.full((2, 4, 6, 5, 1), -1.0)
   canvases[1] = 1.0
   windows = np.tile([3.0, 3.0, 2.0, 0.1], (2, 4, 1))  # joins the centres of pixels 2 and 4
-  picture = draw.strip(canvases, windows, 2, scale=10)
+  picture = glimpses.strip(canvases, windows, 2, scale=10)
   assert picture.shape == (120, 100, 3) and picture.dtype == np.uint8
   red = (picture == [255, 0, 0]).all(-1)
   for panel in (red[:60, :50], red[:60, 50:], red[60:, :50], red[60:, 50:]):
@@ -230,10 +232,10 @@ def test_the_strip_shows_canvases_and_their_windows():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (15, 35, 15, 35)
     assert len(rows) == 4 * 20  # one pixel wide
   assert picture[0, 0].max() == 0 and picture[60, 0].min() == 255
-  thick = draw.strip(canvases, windows + [0.0, 0.0, 0.0, 0.3], 1, scale=10)
+  thick = glimpses.strip(canvases, windows + [0.0, 0.0, 0.0, 0.3], 1, scale=10)
   assert (thick == [255, 0, 0]).all(-1)[:60].sum() == 21**2 - 13**2
   with pytest.raises(ValueError, match="steps=5: expected a whole number, 1 to 4"):
-    draw.strip(canvases, windows, 5)
+    glimpses.strip(canvases, windows, 5)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_codes_in_use():
 def test_what_is_missing_is_named():
   with pytest.raises(ValueError, match="measures='kl': expected others: this model has no bound"):
     measured("kl")
+  with pytest.raises(ValueError, match="codebook.*: this model's latents are no codes"):
+    measured("codebook", encode=lambda vars, batch, keys: batch["image"])
   bare = sources.Arrays({"image": IMAGE})
   with pytest.raises(ValueError, match="expected one with factors, for mig"):
     measured("mig", bare, posterior=None)

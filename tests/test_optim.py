@@ -59,6 +59,8 @@ def test_a_gradient_above_the_limit_changes_nothing_but_the_count():
   step, state = tx.update(bad, before, params)
   assert not step["w"].any() and state.skipped == 1
   chex.assert_trees_all_equal(state.inner, before.inner)
+  step, twice = tx.update({"w": jnp.array([jnp.nan, 1.0])}, state, params)
+  assert not step["w"].any() and twice.skipped == 2
   step, state = tx.update(good, state, params)
   wanted, inner = plain.update(good, plain.init(params), params)
   chex.assert_trees_all_equal((step, state.inner, state.skipped), (wanted, inner, jnp.int32(1)))

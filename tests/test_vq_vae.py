@@ -12,6 +12,7 @@ import pytest
 from jaxgen import noise
 from jaxgen.core import method, step
 from jaxgen.models.vae import vq_vae
+from jaxgen.nn import conv_autoencoder
 from jaxgen.objectives import quantization
 
 KEY = jax.random.key
@@ -56,7 +57,7 @@ def test_an_upsampling_is_a_transposed_convolution():
   x, kernel = jax.random.normal(KEY(0), (2, 5, 3, 6)), jax.random.normal(KEY(1), (4, 4, 6, 7))
   ours = kernel.reshape(2, 2, 2, 2, 6, 7).transpose(0, 2, 4, 1, 3, 5).reshape(24, 28)
   bias = jnp.arange(7.0)
-  apply = jax.jit(lambda p, x: vq_vae.Upsample(7).apply({"params": p}, x))
+  apply = jax.jit(lambda p, x: conv_autoencoder.Upsample(7).apply({"params": p}, x))
   found = apply({"kernel": {"kernel": ours}, "bias": bias}, x)
   transposed = jax.lax.conv_transpose(
     x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -1,7 +1,7 @@
 r"""beta-VAE, https://openreview.net/forum?id=Sy2fzU9gl
 
 python -m experiments.train --config=configs/vae/beta_vae.py:dsprites --workdir=runs/beta_vae
-Paper: Table 1, dSprites, beta = 4, disentanglement metric 99.23 %. Ours: RESULTS.md.
+Paper: dSprites, beta = 4, disentanglement metric 99.23 %. Ours: RESULTS.md.
 `olivetti` wants data/olivetti/train.npz and test.npz with `image`, uint8 [N, 64, 64, 1].
 """
 

@@ -26,7 +26,17 @@ def get_config(variant="mnist_quadrants"):
     samples=1,
     alpha=1.0,
     tx=dict(
-      lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup=0, decay="", steps=0
+      lr=1e-3,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip=0.0,
+      skip=0.0,
+      warmup=0,
+      decay="",
+      final=0.0,
+      steps=0,
     ),
     ema=0.0,
   )

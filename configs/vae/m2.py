@@ -19,7 +19,7 @@ def get_config(variant="mnist"):
     image_shape=(28, 28, 1),
     n_classes=10,
     n_labelled=100,
-    n_unlabelled=49_900,  # of 50,000 images that the paper trains on
+    n_unlabelled=59_900,  # the paper has 49,900
     alpha=0.1,
     z_dim=50,
     width=500,
@@ -39,10 +39,9 @@ def get_config(variant="mnist"):
     checkpoint_every=10_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "mnist_quick":
-    c.args.n_unlabelled = 59_900
     c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
   elif variant in ("mnist16", "mnist16_labels"):
-    c.args.update(image_shape=(16, 16, 1), n_unlabelled=59_900, alpha=10.0)
+    c.args.update(image_shape=(16, 16, 1), alpha=10.0)
     c.args.tx.lr = 1e-3
     c.data.update(image_size=16, workers=0)
     c.train.update(steps=5000, sample_every=2500, eval_every=2500, checkpoint_every=2500)

@@ -22,7 +22,17 @@ def get_config(variant="mnist"):
     z_dim=20,
     width=500,
     tx=dict(
-      lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup=0, decay="", steps=0
+      lr=1e-3,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip=0.0,
+      skip=0.0,
+      warmup=0,
+      decay="",
+      final=0.0,
+      steps=0,
     ),
     ema=0.0,
   )

@@ -128,10 +128,10 @@ def by_example(fn, batch_size):
 
 
 def evaluator(method, batch_size, **options):
-  """evaluate(vars, source, key, limit=None, n_classes=0) -> {"nats", "bits_per_dim", "n"}.
+  """evaluate(vars, source, key, limit=None, n_classes=0) -> {"nats", "n", "bits_per_dim"}.
 
   The mean over the examples of the method's log_prob, survey Eq. 61, as exact as `by_example`,
-  which says what batch_size is; options: keywords of log_prob.
+  which says what batch_size is; options: keywords of log_prob. Of codes there is no bits_per_dim.
 
   Raises ValueError and FloatingPointError as that does.
   """
@@ -145,8 +145,10 @@ def evaluator(method, batch_size, **options):
   def evaluate(vars, source, key, limit=None, n_classes=0):
     values = run(vars, source, key, limit, n_classes)["log_prob"]
     nats = math.fsum(values) / len(values)
-    bits_per_dim = likelihood.bits_per_dim(nats, np.shape(source[0]["image"]))
-    return {"nats": nats, "bits_per_dim": bits_per_dim, "n": len(values)}
+    found = {"nats": nats, "n": len(values)}
+    if method.coded:
+      return found
+    return {**found, "bits_per_dim": likelihood.bits_per_dim(nats, np.shape(source[0]["image"]))}
 
   return evaluate
 

@@ -90,6 +90,8 @@ def run(config, workdir, *, method=None, train_step=step.train_step, allow_fallb
     if mode == "pmap":
       like = init(jax.random.clone(k_init))
     checkpoint.started_from(method, like, given)
+    bare = not first and "first_stage" in like.params.keys() - given.keys()
+    method_lib.check("init_from", dict(config.init_from), not bare, "a run for first_stage too")
     lowered = step_fn.lower(like, batch, k_step)
     if show:
       trace_sample(config, method, like.vars)

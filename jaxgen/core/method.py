@@ -80,6 +80,7 @@ class Method(NamedTuple):
   calibrate: Callable[[Vars, Batch, Array], Vars] | None = None  # data-dependent initialisation
   serves: tuple[str, ...] = ()  # networks that `fns` need; empty: all
   given: tuple[str, ...] = ()  # what, beside a label, `sample` needs in cond: arrays as in batches
+  coded: bool = False  # log_prob is of codes, so no bits for each value of an image follow
 
 
 def build(model, args):

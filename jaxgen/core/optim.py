@@ -93,7 +93,7 @@ class Skipping(NamedTuple):
 
 
 def skip_above(tx, norm):
-  """`tx`, but where the global norm of the gradients is above `norm` nothing changes.
+  """`tx`, but where the global norm of the gradients is above `norm`, or none, nothing changes.
 
   arXiv:2011.10650, Sec. 3; survey Sec. 2.6.4. The train step logs the share that was skipped.
   """
@@ -106,6 +106,13 @@ def skip_above(tx, norm):
     return updates, Skipping(state.skipped + ~good, inner)
 
   return optax.GradientTransformation(lambda p: Skipping(jnp.int32(0), tx.init(p)), update)
+
+
+def skipped(opt):
+  """How many updates were skipped, of an optimizer's state; None where none can be."""
+  is_leaf = lambda x: isinstance(x, Skipping)
+  counts = [x.skipped for x in jax.tree.leaves(opt, is_leaf=is_leaf) if is_leaf(x)]
+  return sum(counts) if counts else None
 
 
 def fixed(*, decay=0.9999):

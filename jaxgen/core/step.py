@@ -6,7 +6,7 @@ import optax
 from flax import struct
 
 from jaxgen import noise
-from jaxgen.core import axis
+from jaxgen.core import axis, optim
 from jaxgen.core.method import Method, Vars, check_count
 
 
@@ -100,9 +100,9 @@ def _update(method, name, state, batch, key):
   params = {**state.params, **optax.apply_updates(owned, updates)}
   state = state.replace(params=params, opt={**state.opt, shared: opt})
   metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-  skipped = [optax.tree.get(x, "skipped") for x in (old, opt)]  # of optim.skip_above
-  if skipped[1] is not None:
-    metrics["skipped"] = jnp.float32(skipped[1] - skipped[0])
+  counted = optim.skipped(opt)
+  if counted is not None:
+    metrics["skipped"] = jnp.float32(counted - optim.skipped(old))
   return state, metrics
 
 

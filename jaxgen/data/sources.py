@@ -248,7 +248,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Squares:
-  """Another source with its images made uint8 [size, size, C]."""
+  """Another source with its images, and their starts, made uint8 [size, size, C]."""
 
   source: Any
   size: int
@@ -258,7 +258,8 @@ class Squares:
 
   def __getitem__(self, i):
     example = self.source[i]
-    return {**example, "image": square(example["image"], self.size)}
+    images = {k: square(v, self.size) for k, v in example.items() if k in ("image", "start")}
+    return {**example, **images}
 
   @property
   def labels(self):

@@ -16,8 +16,8 @@ def pair(where, split, open_source):
 
 
 def binarized(where, split, open_source):
-  """`Binarized` of a spec."""
-  return Binarized(open_source(where), seed=0 if split == "train" else 1)
+  """`Binarized` of a spec. Raises ValueError for images that are not uint8."""
+  return Binarized(_pixels("binarized", open_source(where)), seed=0 if split == "train" else 1)
 
 
 def few_labels(where, split, open_source):
@@ -46,10 +46,14 @@ def quadrants(where, split, open_source):
   """`Quadrants` of "N:SPEC". Raises ValueError for another form, and images that are not uint8."""
   n, spec = _numbered("quadrants", where)
   method.check("source", f"quadrants:{where}", n in (1, 2, 3), "quadrants:N:SPEC, N of 1, 2 or 3")
-  source = open_source(spec)
-  kind = str(source[0]["image"].dtype)
-  method.check("image", kind, kind == "uint8", "uint8, as quadrants need it")
-  return Quadrants(source, n)
+  return Quadrants(_pixels("quadrants", open_source(spec)), n)
+
+
+def _pixels(kind, source):
+  image = source[0].get("image")
+  found = None if image is None else str(image.dtype)
+  method.check("image", found, found == "uint8", f"uint8, as {kind} needs it")
+  return source
 
 
 def _numbered(kind, where):

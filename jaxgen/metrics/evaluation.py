@@ -104,7 +104,6 @@ OF_FLOWS = {  # name -> (label, how), of the probability flow of a method's fiel
 }
 OF_POINTS = {"wasserstein": "W2"}
 POINT = 64  # numbers, at most: between larger images this distance says little
-DRAWS = 500  # of z an image, for importance_nll
 OUTPUTS = {name: m.output for name, m in OF_FEATURES.items()}  # what the extractor must have
 OUTPUTS |= {"lpips": "distance", "clip_score": "text"}
 OF_RUNS = (*OF_DATA, *OF_FLOWS, *OF_POINTS)
@@ -217,10 +216,11 @@ def check(names, networks, *, run, real, moments, vocabulary):
     told(name, not (moments and against) or name == "frechet", "frechet alone against moments")
 
 
-def of_method(names, method, vars, data, key, n_classes, batch_size):
+def of_method(names, method, vars, data, key, n_classes, batch_size, *, draws=500):
   """{label: dict} of what a method says of data: of OF_DATA, as `compare` returns it.
 
-  vars: whole on every device. data: Data. Raises ValueError where the method offers no such thing.
+  vars: whole on every device. data: Data. draws: of z an image, for importance_nll. Raises
+  ValueError where the method offers no such thing.
   """
   part = f"the first {data.n:,} images" if data.n < len(data.source) else "all images"
   how, found = f"{part} of the {data.split} set", {}
@@ -246,8 +246,10 @@ def of_method(names, method, vars, data, key, n_classes, batch_size):
     elif name == "importance_nll":
       able = "samples" in inspect.signature(fn).parameters
       method_lib.check("measures", name, able, "others: this model has no posterior to draw from")
-      value, told = -evaluated(samples=DRAWS)["nats"], f"{how}, {DRAWS} draws of z each"
+      value, told = -evaluated(samples=draws)["nats"], f"{how}, {draws} draws of z each"
     else:
+      able = name in evaluated()
+      method_lib.check("measures", name, able, "others: this model's log_prob is of codes")
       value = evaluated()[name]
     found[label] = {"value": value, **facts, "how": told}
   return found

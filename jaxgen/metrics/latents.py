@@ -52,6 +52,13 @@ def _active(mean):
   return (disentanglement.active_units(mean),), f"of {mean.shape[1]}, variance of means above 0.01"
 
 
+def _tokens(fns, vars, batch, keys):
+  tokens = fns["encode"](vars, batch, keys)
+  whole = jnp.issubdtype(tokens.dtype, jnp.integer)
+  method_lib.check("measures", "codebook", whole, "others: this model's latents are no codes")
+  return tokens.astype(jnp.float32)
+
+
 def _codes(tokens):
   """How many codes are used, and exp of the entropy of their shares. tokens: [N, ...]."""
   count = np.unique(tokens, return_counts=True)[1]
@@ -71,7 +78,7 @@ MEASURES = {
   "codebook": Measure(
     ("codes used", "perplexity"),
     ("encode",),
-    lambda fns, *of: fns["encode"](*of).astype(jnp.float32),
+    _tokens,
     _codes,
   ),
 }

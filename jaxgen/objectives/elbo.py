@@ -143,6 +143,17 @@ def importance_bound(log_weights):
   return jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
 
 
+def importance_sampled(log_weight, keys, *, samples):
+  """`importance_bound` of `samples` draws, [B], in nats; one at a time. arXiv:1509.00519, Eq. 8.
+
+  log_weight: keys [B] -> log p(x, z) / q(z | x) of one draw of z, [B], in nats. keys: [B].
+  samples: K. Raises ValueError unless it is a whole number, 1 or more.
+  """
+  method.check_count("samples", samples)
+  draw = lambda i: log_weight(noise.fold_in(keys, i))
+  return importance_bound(jax.lax.map(draw, jnp.arange(samples)))
+
+
 def iwae(draw, log_weight, q, keys, *, samples):
   """The bound of K draws and its plain gradient, [B], in nats. arXiv:1509.00519, Eq. 8 and 14.
 

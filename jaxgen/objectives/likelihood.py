@@ -120,10 +120,12 @@ def sample_logistic_mixture(keys, params, *, channels, temperature=1.0, uniforms
     channels: C, 1 or 3.
     temperature: of the choice of a component, and a factor of its scale; 0 gives the mean of the
       likeliest.
-    uniforms: ([B, H, W, M], [B, H, W, C]) in (0, 1), in place of noise (tests).
+    uniforms: ([B, H, W, M], [B, H, W, C]) in (0, 1), or a number for either, in place of noise;
+      (0.5, 0.5) gives the mean of the likeliest component.
 
-  Raises ValueError for other channels and for params that do not fit them.
+  Raises ValueError for other channels, params that do not fit them, and a negative temperature.
   """
+  method.check_weight("temperature", temperature)
   logits, *rest = _mixture(params, channels)
   if uniforms is None:
     shapes = logits.shape[1:], (*logits.shape[1:-1], channels)

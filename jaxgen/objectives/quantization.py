@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import noise
-from jaxgen.core import axis
+from jaxgen.core import axis, method
 
 _EXACT = jax.lax.Precision.HIGHEST  # not the few bits that an accelerator multiplies with
 
@@ -88,7 +88,7 @@ def ema_update(statistics, z, index, *, decay=0.99, eps=1e-5):
 def revive(statistics, z, keys, *, threshold):
   """Dead codes restart at encoder outputs of the global batch: (statistics, how many restarted).
 
-  arXiv:2005.00341, App. A: a code whose mean count is below the threshold.
+  arXiv:2005.00341, Sec. 3.1: a code whose mean count is below the threshold.
 
   Args:
     statistics: as `ema_update` returns them. z: [..., D], of this device's rows. keys: [B].
@@ -134,10 +134,13 @@ def gumbel_softmax(keys, logits, *, temperature, hard=False, gumbel=None):
     keys: [B]. logits: [B, ..., K]. temperature: a positive number or scalar; near 0 a one-hot draw.
     hard: one-hot, with the gradient of the soft draw; arXiv:1611.01144, Sec. 2.2.
     gumbel: like `logits`, [B, ..., K], in place of noise (tests, ablations).
+
+  Raises ValueError for a temperature that is known and not positive.
   """
-  if gumbel is None:
-    u = noise.uniform(keys, logits.shape[1:], jnp.finfo(jnp.float32).tiny)
-    gumbel = -jnp.log(-jnp.log(u))  # arXiv:1611.01144, Sec. 2.1
+  known = method.concrete(temperature)
+  if known is not None:
+    method.check_positive("temperature", known.item())
+  gumbel = noise.gumbel(keys, logits.shape[1:]) if gumbel is None else gumbel
   soft = jax.nn.softmax((logits + gumbel) / temperature)
   one_hot = jax.nn.one_hot(jnp.argmax(soft, -1), logits.shape[-1])
   return straight_through(soft, one_hot) if hard else soft

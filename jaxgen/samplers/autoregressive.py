@@ -31,16 +31,10 @@ def sample(step, cache, keys, n_tokens, *, temperature=1.0):
   def advance(carry, position):
     logits, cache = step(*carry, position)
     if temperature:
-      logits = logits / temperature + _gumbel(noise.fold_in(keys, position), logits.shape[1:])
+      logits = logits / temperature + noise.gumbel(noise.fold_in(keys, position), logits.shape[1:])
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return (cache, token), token
 
   start = jnp.zeros(len(keys), jnp.int32)
   _, tokens = jax.lax.scan(advance, (cache, start), jnp.arange(n_tokens))
   return tokens.T
-
-
-def _gumbel(keys, shape):
-  """Noise whose argmax, added to logits, is a draw of their softmax. arXiv:1611.00712, Sec. 3.1."""
-  u = noise.uniform(keys, shape, jnp.finfo(jnp.float32).tiny, 1.0)
-  return -jnp.log(-jnp.log(u))

@@ -139,6 +139,7 @@ def build(
     {"prior": Phase(loss, ("net",), optim.adam(**tx))},
     ema=optim.averages("net", ema),
     fns={fn.__name__: fn for fn in fns},
+    coded=True,
   )
 
 

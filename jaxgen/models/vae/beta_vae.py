@@ -64,8 +64,7 @@ def build(
   method.check_weight("beta", beta)
   method.check_count("beta_warmup", beta_warmup, 0)
   dims, p = math.prod(image_shape), vae.DECODERS[decoder]
-  outputs = {"bernoulli": 1, "gaussian": 2}[decoder]  # numbers for each value of the image
-  out_shape = (*image_shape[:2], outputs * image_shape[2])
+  out_shape = (*image_shape[:2], p.outputs * image_shape[2])
   encoder_net = conv_autoencoder.Encoder(tuple(widths), tuple(dense), z_dim)
   decoder_net = conv_autoencoder.Decoder(out_shape, tuple(widths), tuple(dense))
 
@@ -85,8 +84,8 @@ def build(
 
   def decoded(vars, z):
     out = decoder_net.apply({"params": vars.params["decoder"]}, z)
-    parts = [part.reshape(-1, dims) for part in jnp.split(out, outputs, axis=-1)]
-    return parts[0] if outputs == 1 else parts
+    parts = [part.reshape(-1, dims) for part in jnp.split(out, p.outputs, axis=-1)]
+    return parts[0] if p.outputs == 1 else parts
 
   def likelihood(vars, x):
     return lambda z: jnp.sum(p.log_prob(x, decoded(vars, z)) + p.unit, axis=1)
@@ -123,7 +122,7 @@ def build(
     return terms["reconstruction"] - terms["kl"].sum(1)
 
   def posterior(vars, batch, keys):
-    """Mean and log variance of q(z | x), two of [B, z_dim]; x is binarised by `keys`."""
+    """Mean and log variance of q(z | x), two of [B, z_dim]; `keys` draw x."""
     return inferred(vars, batch, keys)[1:]
 
   def encode(vars, batch, keys):

@@ -44,8 +44,6 @@ class MLP(nn.Module):
     return found[0] if self.heads == 1 else found
 
 
-HEADS = {"bernoulli": 1, "gaussian": 2}  # of vae.DECODERS: logits; mean and log variance
-
 # x [B, D] -> which numbers of y are predicted, 1 or 0, [B, D].
 TARGETS = {
   "missing": lambda x: jnp.float32(x == 0.0),  # no 8-bit pixel is 0 in [-1, 1]
@@ -81,14 +79,14 @@ def build(
   """
   image_shape = method.check_image_shape(image_shape)
   method.check("target", target, target in TARGETS, f"one of {', '.join(TARGETS)}")
-  method.check("decoder", decoder, decoder in HEADS, f"one of {', '.join(HEADS)}")
+  method.check("decoder", decoder, decoder in vae.DECODERS, f"one of {', '.join(vae.DECODERS)}")
   method.check_count("z_dim", z_dim)
   method.check_count("width", width)
   method.check_count("samples", samples)
   method.check_unit("alpha", alpha)
   dims, p = math.prod(image_shape), vae.DECODERS[decoder]
   given = {"start": image_shape}
-  pixels, normal = MLP(width, dims, HEADS[decoder]), MLP(width, z_dim, 2)
+  pixels, normal = MLP(width, dims, p.outputs), MLP(width, z_dim, 2)
   nets = {"baseline": pixels, "recognition": normal, "prior": normal, "generation": pixels}
   inputs = {
     "baseline": (dims,),  # x

@@ -168,15 +168,15 @@ def build(
     samples: how many z an image an importance-sampled bound draws, one after the other, which is
     closer to log P; 0: the evidence lower bound.
     """
+    method.check_count("samples", samples, 0)
     if not samples:
       terms = bound(vars, batch, keys)
       return elbo.hierarchical_bound(terms["reconstruction"], terms["kl"])
-    method.check_count("samples", samples)
     k_data, k_z = noise.split(keys)
     x, encoder = observed(batch, k_data), vars.params["encoder"]
     draw, log_weight = drawing(x), weighing(vars, x)
-    weigh = lambda i: log_weight(encoder, draw(encoder, noise.fold_in(k_z, i)))
-    return elbo.importance_bound(jax.lax.map(weigh, jnp.arange(samples)))
+    weigh = lambda keys: log_weight(encoder, draw(encoder, keys))
+    return elbo.importance_sampled(weigh, k_z, samples=samples)
 
   def posterior(vars, batch, keys):
     """Mean and log variance of q(z | x), [B, D] each; of a model with one layer of latents."""

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -140,7 +139,7 @@ class Hierarchy(nn.Module):
     down = lambda i, h: MLP(self.widths[i], name=f"down_{i}")(h, train)
     found = lambda i, h: Gaussian(self.z_dims[i], name=f"q_{i}")(h)
 
-    def prior(i, z):  # p(z) = prod p(z_i | z_<i), survey Eq. 29
+    def prior(i, z):  # p(z) = prod p(z_l | z_<l), survey Eq. 29; i counts from below
       if z is None:
         zeros = jnp.zeros((n if x is None else len(x), self.z_dims[i]))
         return zeros, zeros
@@ -237,18 +236,18 @@ def build(
 
     samples: how many z an image an importance-sampled bound draws, which is closer to log P.
     """
+    method.check_count("samples", samples, 0)
     if not samples:
       parts = bound(vars, batch, keys)
       return elbo.hierarchical_bound(parts["reconstruction"], parts["kl"])  # survey Eq. 31
-    method.check_count("samples", samples)
     k_data, k_z = noise.split(keys)
     x = coins(batch, k_data)
 
-    def weight(i):
-      logits, _, _, ratio = apply(vars, drawn(noise.fold_in(k_z, i)), x)
+    def log_weight(keys):
+      logits, _, _, ratio = apply(vars, drawn(keys), x)
       return log_likelihood(x, logits) + ratio.sum(axis=1)
 
-    return elbo.importance_bound(jax.lax.map(weight, jnp.arange(samples)))
+    return elbo.importance_sampled(log_weight, k_z, samples=samples)
 
   def encode(vars, batch, keys):
     """z ~ q(z | x), all groups as one [B, D], the top one first."""
@@ -273,7 +272,5 @@ def build(
     init,
     {"net": Phase(loss, ("net",), optim.adam(**tx), hparams=schedule)},
     ema=optim.averages("net", ema),
-    fns={
-      "sample": sample, "log_prob": log_prob, "bound": bound, "encode": encode, "decode": decode,
-    },
-  )  # fmt: skip
+    fns={fn.__name__: fn for fn in (sample, log_prob, bound, encode, decode)},
+  )

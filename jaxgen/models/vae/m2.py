@@ -16,10 +16,11 @@ Networks have one hidden layer of softplus, Sec. 4, and are made as in the offic
 (github.com/dpkingma/nips14-ssl): a weight matrix for each input of a layer, and a log variance that
 starts at 0 and depends on y too.
 
-Deviations: Flax's initialisation, which is the official one but for its truncation and the biases;
-the parameters have no prior; the images without a label may be those with one.
+Deviations: biases start at 0; the parameters have no prior; the images without a label may be those
+with one.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -32,6 +33,9 @@ from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
 from jaxgen.objectives import elbo, likelihood
 
+# The official code's start: classes that are alike, until labels tell them apart.
+dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(1e-3))
+
 
 class Classifier(nn.Module):
   """The logits of q(y | x). Eq. 4."""
@@ -42,8 +46,8 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x):
     """x: [B, D] -> [B, n_classes]."""
-    h = nn.softplus(nn.Dense(self.width, name="hidden")(x))
-    return nn.Dense(self.n_classes, name="logits")(h)
+    h = nn.softplus(dense(self.width, name="hidden")(x))
+    return dense(self.n_classes, name="logits")(h)
 
 
 class Encoder(nn.Module):
@@ -58,11 +62,11 @@ class Encoder(nn.Module):
 
     What x adds to the hidden layer is computed once for all its classes.
     """
-    h = nn.Dense(self.width, name="x")(x)
-    h = jnp.tile(h, (len(y) // len(x), 1)) + nn.Dense(self.width, use_bias=False, name="y")(y)
+    h = dense(self.width, name="x")(x)
+    h = jnp.tile(h, (len(y) // len(x), 1)) + dense(self.width, use_bias=False, name="y")(y)
     h = nn.softplus(h)
     log_var = nn.Dense(self.z_dim, kernel_init=nn.initializers.zeros, name="log_var")(h)
-    return nn.Dense(self.z_dim, name="mean")(h), log_var
+    return dense(self.z_dim, name="mean")(h), log_var
 
 
 class Decoder(nn.Module):
@@ -74,8 +78,8 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, z, y):
     """z: [B, Z], y: [B, Y] -> [B, D]."""
-    h = nn.Dense(self.width, name="z")(z) + nn.Dense(self.width, use_bias=False, name="y")(y)
-    return nn.Dense(self.dims, name="logits")(nn.softplus(h))
+    h = dense(self.width, name="z")(z) + dense(self.width, use_bias=False, name="y")(y)
+    return dense(self.dims, name="logits")(nn.softplus(h))
 
 
 def build(

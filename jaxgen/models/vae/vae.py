@@ -58,6 +58,7 @@ class Decoder(NamedTuple):
   log_prob: Callable  # (x [B, D], what the network returns) -> [B, D], nats
   mean: Callable  # what the network returns -> pixels [B, D] in [-1, 1]
   unit: float  # nats to add to log_prob for each pixel: log of the width of a bin
+  outputs: int  # how many numbers a pixel has
 
 
 DECODERS = {
@@ -67,6 +68,7 @@ DECODERS = {
     likelihood.bernoulli,
     lambda logits: 2.0 * nn.sigmoid(logits) - 1.0,
     0.0,
+    1,
   ),
   # The mean stays within the range of pixels, as in App. C.2.
   "gaussian": Decoder(
@@ -75,6 +77,7 @@ DECODERS = {
     lambda x, p: likelihood.gaussian(x, jnp.tanh(p[0]), p[1]),
     lambda p: jnp.tanh(p[0]),
     math.log(likelihood.BIN),
+    2,
   ),
 }
 
@@ -137,7 +140,8 @@ def build(
     Minimising it is maximising a bound on the log p(x) of survey Eq. 4.
     """
     reconstruction, kl = (term.mean() for term in terms(vars, batch, keys))
-    return beta * kl - reconstruction, Aux({"reconstruction": -reconstruction, "kl": kl})
+    value = elbo.beta(reconstruction, kl, beta=beta)
+    return value, Aux({"reconstruction": -reconstruction, "kl": kl})
 
   def log_prob(vars, batch, keys, *, samples=0):
     """A lower bound on log P in nats, [B]: of images binarised by `keys`, or of 8-bit images.

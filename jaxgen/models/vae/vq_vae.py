@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
+from jaxgen.nn import conv_autoencoder
 from jaxgen.objectives import quantization
 
 
@@ -41,27 +42,6 @@ class ResidualStack(nn.Module):
       r = nn.Conv(self.res_width, (3, 3), name=f"res3x3_{i}")(nn.relu(h))
       h += nn.Conv(self.width, (1, 1), name=f"res1x1_{i}")(nn.relu(r))
     return nn.relu(h)
-
-
-class Upsample(nn.Module):
-  """A transposed 4x4 convolution of stride 2: for each parity of row and column a 2x2 one."""
-
-  # As a product of matrices: XLA on CPUs takes ten times as long for gradients of the other forms.
-  width: int
-
-  @nn.compact
-  def __call__(self, x):
-    """x: [B, H, W, C] -> [B, 2H, 2W, width]."""
-    B, H, W, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    parities = [(i, j) for i in (0, 1) for j in (0, 1)]
-    x = jnp.concatenate([x[:, i : i + H + 1, j : j + W + 1] for i, j in parities], -1)
-    y = nn.Dense(4 * self.width, use_bias=False, name="kernel")(x)
-    y = y.reshape(B, H + 1, W + 1, 4, self.width)
-    y = jnp.stack([y[:, i : i + H, j : j + W, 2 * i + j] for i, j in parities], 3)
-    y = y.reshape(B, H, W, 2, 2, self.width).transpose(0, 1, 3, 2, 4, 5)
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
-    return y.reshape(B, 2 * H, 2 * W, self.width) + bias.reshape(1, 1, 1, -1)
 
 
 class Encoder(nn.Module):
@@ -99,8 +79,8 @@ class Decoder(nn.Module):
     x = nn.Conv(self.width, (3, 3), name="conv")(z)
     x = ResidualStack(self.width, self.res_width, self.n_res_blocks, name="stack")(x)
     for i in range(self.downsamples - 1):
-      x = nn.relu(Upsample(self.width // 2, name=f"up_{i}")(x))
-    return Upsample(self.channels, name="out")(x)
+      x = nn.relu(conv_autoencoder.Upsample(self.width // 2, name=f"up_{i}")(x))
+    return conv_autoencoder.Upsample(self.channels, name="out")(x)
 
 
 # Codes [K, D] with a variance of 1 / D.
@@ -112,9 +92,8 @@ class Update(NamedTuple):
 
   start: Callable  # codes [K, D] -> (params, extra)
   codes: Callable  # vars -> [K, D]
-  learn: (
-    Callable  # (vars, z, z_q, index, keys, beta, decay=, revive=) -> (loss [B], metrics, extra)
-  )
+  # (vars, z, z_q, index, keys, beta, decay=, revive=) -> (loss [B], metrics, extra)
+  learn: Callable
 
 
 def _average(vars, z, z_q, index, keys, beta, decay, revive):
@@ -189,6 +168,7 @@ def build(
   method.check_weight("beta", beta)
   method.check_fraction("decay", decay)
   method.check_weight("revive", revive)
+  method.check("revive", revive, update == "ema" or not revive, "0, as update='gradient'")
   method.check_positive("data_variance", data_variance)
   book, grid = UPDATES[update], (H // scale, W // scale)
   numbers = (width, res_width, n_res_blocks, downsamples)
