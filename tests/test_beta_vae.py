@@ -11,7 +11,6 @@ import pytest
 from jaxgen import noise
 from jaxgen.data import pipeline, sources
 from jaxgen.models.vae import annealed_vae, beta_vae
-from jaxgen.nn import conv_autoencoder
 from jaxgen.objectives import elbo, likelihood
 
 KEY = jax.random.key

@@ -3,8 +3,8 @@
 Survey V05, Eq. 17.
 
 The VAE of `beta_vae`, whose KL is held at a capacity C that grows in training: first the latents
-carry what helps the reconstruction most, later also the rest. C is held by the mean KL of the global
-batch, as in disentanglement_lib: held by every image, at gamma = 1000, it left no room to learn.
+carry what helps the reconstruction most, later also the rest. The mean KL of a batch is held, as
+disentanglement_lib holds it: held by every image, at gamma = 1000, it left no room to learn.
 """
 
 import optax
