@@ -88,14 +88,14 @@ def test_importance_weights_sum_to_one_over_all_that_may_be_missing(target, give
 
 
 @pytest.mark.evidence("V07", "M")
-@pytest.mark.parametrize("decoder", conditional_vae.HEADS)
+@pytest.mark.parametrize("decoder", vae.DECODERS)
 def test_the_kl_is_that_to_the_learned_prior(decoder):
   """Against the mean of log q - log prior over z ~ q, the prior computed by hand."""
   made, vars = small(decoder=decoder)
   data, keys = batch(64), lambda: noise.rows(KEY(4), 64)
   mean_q, log_var_q = made.fns["posterior"](vars, data, noise.split(keys())[0])
   x = data["start"].reshape(64, 4)
-  found = conditional_vae.MLP(8, 4, conditional_vae.HEADS[decoder]).apply(
+  found = conditional_vae.MLP(8, 4, vae.DECODERS[decoder]).apply(
     {"params": vars.params["baseline"]}, x
   )
   guess = vae.DECODERS[decoder].mean(found)

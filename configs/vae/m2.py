@@ -7,7 +7,7 @@ Where MNIST is at hand as files: --config.data.source=few_labels:100:npz:PATH.
 
 import ml_collections
 
-VARIANTS = ("mnist", "mnist_quick", "mnist16", "mnist16_labels", "smoke")
+VARIANTS = ("mnist", "mnist16", "mnist16_labels", "smoke")
 
 
 def get_config(variant="mnist"):
@@ -38,10 +38,8 @@ def get_config(variant="mnist"):
     steps=300_000, log_every=500, sample_every=10_000, eval_every=10_000, eval_examples=10_000,
     checkpoint_every=10_000, seed=0, parallel="jit",
   )  # fmt: skip
-  if variant == "mnist_quick":
-    c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
-  elif variant in ("mnist16", "mnist16_labels"):
-    c.args.update(image_shape=(16, 16, 1), alpha=10.0)
+  if variant in ("mnist16", "mnist16_labels"):
+    c.args.update(image_shape=(16, 16, 1), alpha=1.0)
     c.args.tx.lr = 1e-3
     c.data.update(image_size=16, workers=0)
     c.train.update(steps=5000, sample_every=2500, eval_every=2500, checkpoint_every=2500)

@@ -51,11 +51,11 @@ def get_config(variant="mnist"):
     c.data.update(source="tfds:cifar10", batch_size=256, flip=True)
     c.train.steps = 78_000
   elif variant == "celeba64":
-    c.args.update(image_shape=(64, 64, 3), groups=(5, 10, 20), width=64, kl_warmup=34_300, **colour)
+    c.args.update(image_shape=(64, 64, 3), groups=(5, 10, 20), width=64, kl_warmup=34_317, **colour)
     c.args.update(penalty=0.1, penalty_start=0.1)
-    c.args.tx.update(warmup=6350, steps=114_300)
+    c.args.tx.update(warmup=6355, steps=114_390)
     c.data.update(source="npz:data/celeba64", batch_size=128, flip=True)
-    c.train.steps = 114_300
+    c.train.steps = 114_390
   elif variant in ("mnist16", "cifar16"):
     c.args.update(groups=(2, 2), z_channels=4, width=8, blocks=1, cells=2, group_cells=1)
     c.args.update(image_shape=(16, 16, 1), kl_warmup=450)
