@@ -95,7 +95,7 @@ def test_the_kl_is_that_to_the_learned_prior(decoder):
   data, keys = batch(64), lambda: noise.rows(KEY(4), 64)
   mean_q, log_var_q = made.fns["posterior"](vars, data, noise.split(keys())[0])
   x = data["start"].reshape(64, 4)
-  found = conditional_vae.MLP(8, 4, vae.DECODERS[decoder]).apply(
+  found = conditional_vae.MLP(8, 4, vae.DECODERS[decoder].outputs).apply(
     {"params": vars.params["baseline"]}, x
   )
   guess = vae.DECODERS[decoder].mean(found)

@@ -38,9 +38,9 @@ def get_config(variant="dsprites"):
     checkpoint_every=10_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "dsprites_quick":
-    c.args.update(widths=(16, 16, 32, 32), gamma=100.0, capacity_steps=3000)
+    c.args.update(widths=(16, 16, 32, 32), gamma=100.0, capacity_steps=1200)
     c.args.tx.lr = 1e-3
-    c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
+    c.train.update(steps=1500, sample_every=1500, eval_every=1500, checkpoint_every=500)
   elif variant == "olivetti":
     c.args.update(decoder="gaussian", capacity_steps=1500)
     c.data.update(source="npz:data/olivetti", workers=0)

@@ -40,9 +40,9 @@ def get_config(variant="dsprites"):
   )  # fmt: skip
   if variant.startswith("dsprites_quick"):
     c.args.beta = {"beta1": 1.0, "beta16": 16.0}.get(variant.split("_")[-1], 4.0)
-    c.args.update(widths=(16, 16, 32, 32), beta_warmup=1000)
+    c.args.update(widths=(16, 16, 32, 32), beta_warmup=500)
     c.args.tx.lr = 1e-3
-    c.train.update(steps=4000, sample_every=2000, eval_every=2000, checkpoint_every=2000)
+    c.train.update(steps=1500, sample_every=1500, eval_every=1500, checkpoint_every=500)
   elif variant == "olivetti":
     c.args.update(decoder="gaussian")
     c.data.update(source="npz:data/olivetti", workers=0)
