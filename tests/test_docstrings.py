@@ -17,7 +17,7 @@ from jaxgen.index import ROOT
 FILES = [p for p in sorted((ROOT / "jaxgen").rglob("*.py")) if p.stat().st_size]
 # Where each rule holds. `nn/__init__` and `samplers/__init__` are tables of names.
 # Of metrics, the measures: not the files that read weights and data for them.
-MEASURES = r"metrics/(?!_|evaluation|extractors|reference)"
+MEASURES = r"metrics/(?!_|evaluation|extractors|latents|reference)"
 SHAPES = re.compile(rf"jaxgen/((objectives|samplers|nn|models/\w+)/|{MEASURES}|(paths|noise)\.py)")
 TIMES = re.compile(r"jaxgen/((objectives|samplers|metrics)/|nn/(?!bijectors)|paths\.py)")
 SOURCE = re.compile(rf"jaxgen/((objectives|samplers|nn|models/\w+)/(?!__)|{MEASURES}|paths\.py)")

@@ -12,13 +12,19 @@ from jaxgen import noise
 from jaxgen.core import method
 from jaxgen.models.vae import nvae
 from jaxgen.nn import nvae as net
+from jaxgen.nn import pixels
 from jaxgen.objectives import elbo, likelihood
 
 KEY = jax.random.key
 COLOUR = {"decoder": "logistic_mixture", "blocks": 1, "cells": 2}
 SMALL = {
   "image_shape": (6, 6, 3), "groups": (1, 1), "z_channels": 2, "width": 4, "group_cells": 1,
-  "mixtures": 2, "bits": 5, **COLOUR, "cells": 1, "flows": 1,
+  "mixtures": 2, "bits": 5, **COLOUR, "cells": 1,
+}  # fmt: skip
+MARGINS = ((0, 0), (1, 1), (1, 1), (0, 0))  # from 6 x 6 to 8 x 8
+COINS = {
+  "image_shape": (2, 5, 1), "groups": (1, 1), "z_channels": 2, "width": 4, "blocks": 1, "cells": 1,
+  "group_cells": 1,
 }  # fmt: skip
 
 
@@ -60,16 +66,6 @@ def test_normals_are_those_of_the_official_code():
 
 
 @pytest.mark.evidence("V13", "M")
-def test_the_kl_of_a_residual_posterior_has_the_form_of_the_paper():
-  """arXiv:2007.03898, Eq. 2: of q = N(mu + d_mu, sigma d_sigma) and p = N(mu, sigma)."""
-  mu, log_sigma, d_mu, log_d = np.random.default_rng(0).normal(size=(4, 100)).astype(np.float32)
-  sigma, d = np.exp(log_sigma), np.exp(log_d)
-  expected = 0.5 * (d_mu**2 / sigma**2 + d**2 - np.log(d**2) - 1.0)
-  ours = elbo.normal_kl(mu + d_mu, 2.0 * (log_sigma + log_d), mu, 2.0 * log_sigma)
-  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.evidence("V13", "M")
 @pytest.mark.parametrize("causal", ["forward", "backward"])
 def test_a_flow_is_autoregressive_and_keeps_volume(causal):
   """Every value depends on all before it, in raster order, and on no other; the diagonal is 1."""
@@ -86,7 +82,7 @@ def test_a_flow_is_autoregressive_and_keeps_volume(causal):
 
 def test_depthwise_kernels_give_the_same_either_way():
   x, w = jax.random.normal(KEY(0), (2, 4, 3, 6)), jax.random.normal(KEY(1), (5, 5, 1, 6))
-  both = jax.jit(lambda: (net.depthwise(x, w), net.depthwise_by_taps(x, w)))()
+  both = jax.jit(lambda: (net.depthwise_conv(x, w), net.depthwise_by_taps(x, w)))()
   np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-5)
 
 
@@ -138,62 +134,133 @@ def test_balance_charges_more_for_what_is_used_more():
   assert jnp.abs(jax.grad(lambda kl: nvae.balance(kl, (3,))[0])(kl)).max() == 0.0
 
 
-@functools.cache
-def small():
-  made = nvae.build(**SMALL)
-  vars = jax.jit(made.init)(KEY(0))
-  batch = {"image": jnp.round(jax.random.uniform(KEY(1), (8, 6, 6, 3)) * 255.0) / 127.5 - 1.0}
-  return made, vars, batch
-
-
 @pytest.mark.evidence("V13", "M")
 def test_the_loss_is_the_bound_and_the_penalties():
   """Balanced while the KL comes in; at beta = 1, the terms that it logs."""
-  made, vars, batch = small()
-  loss = jax.jit(
-    lambda beta: made.phases["vae"].loss(vars, batch, noise.rows(KEY(2), 8), beta=beta)
-  )
-  whole, aux = loss(1.0)
-  m = aux.metrics
-  penalties = 1e-2 * (m["singular_values"] + m["norm_scales"])
-  np.testing.assert_allclose(whole, m["kl"] + m["reconstruction"] + penalties, rtol=1e-5)
-  half, _ = loss(0.5)
-  plain = 0.5 * m["kl"] + m["reconstruction"] + penalties
-  assert abs(half - plain) > 1e-3  # the two groups differ, and so do their weights
+  made, network = nvae.build(**SMALL, penalty_start=1.0), net.NVAE(20, (1, 1), 2, 4, 1, 1, 1, 0)
+  vars = filled(made)
+  image = jnp.round(jax.random.uniform(KEY(1), (8, 6, 6, 3)) * 255.0) / 127.5 - 1.0
+
+  @jax.jit
+  def run(beta):
+    keys = lambda: noise.rows(KEY(2), 8)
+    _, k_z = noise.split(keys())
+    draw = lambda i, *q: elbo.reparameterize(noise.fold_in(k_z, i), *q)
+    x = jnp.pad(pixels.logistic_mixture(3, 2, 32).data(None, image), MARGINS, constant_values=-1.0)
+    options = {"train": True, "mutable": ["batch_stats", "weights"]}
+    kl = network.apply(variables(vars), draw, (8, 8, 8), x, **options)[0].kl
+    return made.phases["vae"].loss(vars, {"image": image}, keys(), beta=beta), kl
+
+  ((none, aux), kl), ((half, _), _), ((whole, _), _) = map(run, (0.0, 0.5, 1.0))
+  m, weights = aux.metrics, nvae.balance(kl, (1, 1))
+  penalties = m["singular_values"] + m["norm_scales"]
+  np.testing.assert_allclose(m["kl"], kl.sum(1).mean(), rtol=1e-5)
+  np.testing.assert_allclose(none, m["reconstruction"] + penalties, rtol=1e-5)
+  balanced = 0.5 * (weights * kl.mean(0)).sum()
+  assert abs(balanced - 0.5 * m["kl"]) > 1e-3
+  np.testing.assert_allclose(half - m["reconstruction"] - 0.1 * penalties, balanced, rtol=1e-3)
+  np.testing.assert_allclose(whole, m["kl"] + m["reconstruction"] + 1e-2 * penalties, rtol=1e-5)
   moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), aux.extra, vars.extra)
   assert min(jax.tree.leaves(moved["net"]["batch_stats"])) > 0.0
 
 
+def filled(made):
+  """Vars that do something; the start does less, and is not compiled."""
+  rng, (params, extra) = np.random.default_rng(0), jax.eval_shape(made.init, KEY(0))
+
+  def fill(path, x):
+    start = -0.5 if path[-1].key == "log_norm" else 0.0
+    return jnp.float32(rng.normal(start, 0.15, x.shape))
+
+  params = jax.tree_util.tree_map_with_path(fill, params)
+  return method.Vars(params, jax.tree.map(lambda x: jnp.ones(x.shape), extra))
+
+
+def variables(vars):
+  return {"params": vars.params["net"], "batch_stats": vars.extra["net"]["batch_stats"]}
+
+
+def coins(flows):
+  """(the Method, Vars, a batch of one black and white image 1000 times, through).
+
+  through: (vars, keys) -> the network's output for that image in its frame, and log p(x | z) [B].
+  """
+  made, network = nvae.build(**COINS, flows=flows), net.NVAE(1, (1, 1), 2, 4, 1, 1, 1, flows)
+  image = np.array([1, 1, -1, 1, -1, -1, 1, -1, -1, -1], np.float32).reshape(1, 2, 5, 1)
+  x = jnp.broadcast_to(image, (1000, 2, 5, 1))
+  framed = jnp.pad(x, ((0, 0), (1, 1), (1, 2), (0, 0)), constant_values=-1.0)
+
+  def through(vars, keys):
+    _, k_z = noise.split(keys)
+    draw = lambda i, *q: elbo.reparameterize(noise.fold_in(k_z, i), *q)
+    out = network.apply(variables(vars), draw, (1000, 4, 8), framed)
+    return out, likelihood.bernoulli(x > 0.0, out.head[:, 1:3, 1:6]).sum((1, 2, 3))
+
+  return made, filled(made), {"image": x}, through
+
+
+def evidence(log_weights):
+  """The log of the mean weight and its standard error."""
+  w = np.exp(log_weights - log_weights.max())
+  return np.log(w.mean()) + log_weights.max(), w.std() / w.mean() / len(w) ** 0.5
+
+
 @pytest.mark.evidence("V13", "M")
-def test_bounds_latents_and_samples_agree():
-  made, vars, batch = small()
+def test_with_flows_prior_and_posterior_agree_on_log_p_of_x():
+  """p(x) is E_p p(x | z), and E_q p(x | z) p(z) / q(z | x), whatever q; the bound is lower.
+
+  What is encoded decodes to what the bound saw.
+  """
+  made, vars, batch, through = coins(1)
 
   @jax.jit
   def run():
-    rows = lambda i: noise.rows(KEY(i), 8)
-    terms = made.fns["bound"](vars, batch, rows(3))
-    z = made.fns["encode"](vars, batch, rows(3))
-    cold = [made.fns["sample"](vars, rows(i), temperature=0.0)["image"] for i in (4,)]
-    return {
-      "terms": terms, "plain": made.fns["log_prob"](vars, batch, rows(3)),
-      "one": made.fns["log_prob"](vars, batch, rows(3), samples=1), "z": z,
-      "image": made.fns["decode"](vars, z)["image"], "cold": cold[0],
-    }  # fmt: skip
+    rows = lambda i: noise.rows(KEY(i), 1000)
+    bound, log_prob, encode = (
+      made.fns[name](vars, batch, rows(2)) for name in ("bound", "log_prob", "encode")
+    )
+    decoded, sampled = made.fns["decode"](vars, encode), made.fns["sample"](vars, rows(3))
+    return through(vars, rows(2)), bound, log_prob, encode, decoded["image"], sampled["image"]
 
-  out = run()
-  terms = out["terms"]
-  assert terms["kl"].shape == (8, 2) and out["z"].shape == (8, 2 * 4 * (1 + 4))
-  np.testing.assert_allclose(out["plain"], terms["reconstruction"] - terms["kl"].sum(1), rtol=1e-6)
-  assert np.abs(out["one"] - out["plain"]).max() < 0.2 * np.abs(out["plain"]).mean()
-  assert out["image"].shape == out["cold"].shape == (8, 6, 6, 3)
-  assert np.abs(out["image"]).max() <= 1.0
+  def log_p(image):  # of what is black where x is
+    p, x = 0.5 + 0.5 * image, 0.5 + 0.5 * batch["image"]
+    return np.log(x * p + (1.0 - x) * (1.0 - p)).sum((1, 2, 3))
+
+  (out, nats), bound, log_prob, z, decoded, sampled = run()
+  (ours, error), (prior, error_p) = evidence(nats + out.log_ratio), evidence(log_p(sampled))
+  assert abs(ours - prior) < 5.0 * np.hypot(error, error_p) < 0.5
+  assert (out.kl.mean(0) > 0.02).all() and sampled.std(0).max() > 0.01
+  np.testing.assert_allclose(-out.log_ratio, out.kl.sum(1), rtol=1e-5, atol=1e-4)
+  np.testing.assert_allclose(bound["reconstruction"], nats, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(bound["kl"], out.kl, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(log_prob, nats - out.kl.sum(1), rtol=1e-4, atol=1e-4)
+  assert z.shape == (1000, 2 * (2 + 8))
+  np.testing.assert_allclose(log_p(decoded), nats, rtol=1e-3, atol=1e-3)
 
 
-def test_five_bits_are_the_highest_of_eight():
-  p = nvae.logistic_mixture(3, 2, 5)
-  levels = jnp.arange(256.0)
-  expected = (np.arange(256) // 8) / 31.0 * 2.0 - 1.0
-  np.testing.assert_allclose(p.data(None, levels / 127.5 - 1.0), expected, atol=1e-6)
+@pytest.mark.evidence("V13", "M")
+def test_without_flows_the_kl_is_the_mean_of_what_is_drawn():
+  """A posterior is given relative to its prior, Sec. 3.2: one that adds nothing is the prior.
+
+  More draws bring a higher bound; samples without temperature are all one.
+  """
+  made, vars, batch, through = coins(0)
+
+  @jax.jit
+  def run(vars):
+    rows = lambda: noise.rows(KEY(2), 1000)
+    many = made.fns["log_prob"](vars, batch, rows(), samples=8)
+    return *through(vars, rows()), many, made.fns["sample"](vars, rows(), temperature=0.0)["image"]
+
+  out, nats, many, cold = run(vars)
+  kl = out.kl.sum(1)
+  assert out.kl.min() > 0.0 and (out.kl.mean(0) > 0.02).all()
+  assert abs((kl + out.log_ratio).mean()) < 5.0 * out.log_ratio.std() / 1000**0.5 < 0.5 * kl.mean()
+  assert many.mean() > (nats - kl).mean() + 0.01
+  assert cold.shape == (1000, 2, 5, 1) and cold.std(0).max() < 1e-6
+  nets = vars.params["net"]
+  silent = nets | {"posterior_1": jax.tree.map(jnp.zeros_like, nets["posterior_1"])}
+  np.testing.assert_array_equal(run(vars._replace(params={"net": silent}))[0].kl[:, 1], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +270,8 @@ def test_five_bits_are_the_highest_of_eight():
     ({"groups": (0, 1)}, "groups=(0, 1): expected"),
     ({"decoder": "normal"}, "decoder='normal': expected one of bernoulli, logistic_mixture"),
     ({"bits": 9}, "bits=9: expected a whole number, 1 to 8"),
-    ({"flows": -1}, "flows=-1"),
+    ({"flows": -1}, "flows=-1: expected a whole number, 0 or more"),
+    ({"kl_warmup": -1}, "kl_warmup=-1: expected a whole number, 0 or more"),
     ({"penalty": 0.0}, "penalty=0.0: expected a finite number above 0"),
     ({"image_shape": (8, 8, 2), "decoder": "logistic_mixture"}, "image_shape[2]=2: expected 1 or"),
   ],

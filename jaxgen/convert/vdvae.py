@@ -23,7 +23,7 @@ def from_torch(tensors, *, enc_blocks, dec_blocks, custom_widths="", bottleneck=
   dec_blocks, custom_width_str and bottleneck_multiple. The tensors tell everything else.
 
   KeyError names a tensor that is missing, ValueError one of another shape, those left over and
-  blocks that are none.
+  text that is no list of blocks.
   """
   left = {name.removeprefix("module."): x for name, x in tensors.items()}
   sides = sorted({side for side, _ in vdvae.parse_blocks("dec_blocks", dec_blocks, "m")})

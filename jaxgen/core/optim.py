@@ -55,7 +55,7 @@ def adamax(
   *, lr, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, skip=0.0, warmup=0, decay="",
   final=0.0, steps=0,
 ):  # fmt: skip
-  """Adamax, arXiv:1412.6980, Alg. 2, with the keywords and errors of `adam`."""
+  """Adamax, arXiv:1412.6980, Alg. 2, with the keywords of `adam`. Raises ValueError as it does."""
   return _chain(optax.adamax, optax.adamaxw, **locals())
 
 

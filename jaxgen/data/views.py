@@ -23,6 +23,8 @@ def binarized(where, split, open_source):
 def few_labels(where, split, open_source):
   """`FewLabels` of "N:SPEC" to train on, and the images themselves, in its form, as tests.
 
+  Images are as they were, uint8 or in [-1, 1].
+
   Raises ValueError for another form, data without labels, and N of which no class has its share.
   """
   n, spec = _numbered("few_labels", where)
@@ -64,7 +66,10 @@ def _numbered(kind, where):
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """The images of `second` with images of `first` as their starts; the shorter one begins again."""
+  """The images of `second` with images of `first` as their starts; the shorter one begins again.
+
+  Both are as they were, uint8 or in [-1, 1].
+  """
 
   first: Any
   second: Any
@@ -107,7 +112,7 @@ class Binarized:
 class FewLabels:
   """Every image, with one of the few that have labels, `labelled`, and its `label`; in turn.
 
-  index, few: which have labels, and these, int32 [N].
+  Images are as they were, uint8 or in [-1, 1]. index, few: which have labels, and these, int32 [N].
   """
 
   source: Any

@@ -43,13 +43,13 @@ def causal_mask(size, c_in, c_out, *, backward, strict):
   return np.float32(earlier | (here & seen[None, None]))
 
 
-def depthwise(x, w):
+def depthwise_conv(x, w):
   """x: [B, H, W, C] with kernels w [k, k, 1, C], k odd -> [B, H, W, C]."""
   return _convolve(x, w, feature_group_count=x.shape[-1])
 
 
 def depthwise_by_taps(x, w):
-  """What `depthwise` gives, as a sum of shifted products: 2 to 8 times as fast on a CPU.
+  """What `depthwise_conv` gives, as a sum of shifted products: 2 to 8 times as fast on a CPU.
 
   x: [B, H, W, C]. w: [k, k, 1, C].
   """
@@ -101,7 +101,7 @@ class Conv(nn.Module):
     matrix = w.reshape(-1, self.channels).T
     self.sow("weights", "matrix", matrix, reduce_fn=lambda _, new: new, init_fn=lambda: None)
     if self.depthwise:
-      y = jax.lax.platform_dependent(x, w, cpu=depthwise_by_taps, default=depthwise)
+      y = jax.lax.platform_dependent(x, w, cpu=depthwise_by_taps, default=depthwise_conv)
     else:
       y = _convolve(x, w, stride=self.stride)
     if self.use_bias:
@@ -213,7 +213,7 @@ class FlowCell(nn.Module):
     conv = lambda name, *a, **kw: Conv(*a, **kw, causal=self.causal, name=name)
     h = nn.elu(conv("first", hidden, 3, strict=True, use_bias=False)(z))
     h = nn.elu(conv("depthwise", hidden, 5, depthwise=True, use_bias=False)(h))
-    return z - conv("shift", channels, gain=0.1)(nn.elu(h))
+    return z - conv("shift", channels, gain=0.1)(nn.elu(h))  # ELU twice, as the official code
 
 
 def soft_clamp(x):
@@ -234,8 +234,9 @@ class Output(NamedTuple):
 
   head: jax.Array  # parameters of p(x | z), [B, H, W, out]
   z: list  # L of [B, h, w, z_channels], as the decoder takes them: after the flows
-  kl: jax.Array  # log q(z | x) - log p(z), or its mean over z where it has a formula; [B, L] nats
-  log_ratio: jax.Array  # log p(z) - log q(z | x) at the drawn z, [B] nats
+  # log q(z | x) - log p(z), or its mean over z where it has a formula, [B, L] nats; None without x
+  kl: jax.Array | None
+  log_ratio: jax.Array | float  # log p(z) - log q(z | x) at the drawn z, [B] nats; 0 without x
 
 
 class NVAE(nn.Module):

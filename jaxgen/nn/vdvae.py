@@ -18,7 +18,8 @@ def parse_blocks(name, text, sign):
   """[(8, None), (8, None), (8, 2)] of "8x2,8d2", scalars: the side of each block, and a number.
 
   text: of `build`. sign: before that number, of `build`: "d" for the encoder's blocks, "m" for the
-  decoder's. name: what to call the text. Raises ValueError where it is none of blocks.
+  decoder's. name: what to call the text. Raises ValueError for text that is no list of
+  blocks.
   """
   parts = [re.fullmatch(rf"([1-9]\d*)(?:([x{sign}])([1-9]\d*))?", s) for s in text.split(",")]
   method.check(name, text, all(parts), f"blocks such as 8, 8x2 and 8{sign}4, commas between them")
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
   def __call__(self, x):
     """x: [B, H, W, C] -> {side: [B, side, side, width of that side]}.
 
-    Raises ValueError for blocks or widths that are none.
+    Raises ValueError for text that is no list of blocks or widths.
     """
     widths = parse_widths(self.custom_widths)
     x = _conv(self.width, 3, "in_conv")(x)
@@ -142,7 +143,7 @@ class VDVAE(nn.Module):
 
     draw: (i, mean, log_var) -> z of group i, [B, h, w, z_dim], of q or, without x, of p.
     x: [B, H, W, C], or None for n examples. KL(q || p) and log p(z) / q(z | x) in nats. Raises
-    ValueError for blocks or widths that are none.
+    ValueError for text that is no list of blocks or widths.
     """
     features, rows = {}, n
     if x is not None:
@@ -161,7 +162,7 @@ class VDVAE(nn.Module):
       h = xs[side]
       width = h.shape[-1]
       if mixin:
-        h += _nearest(xs[mixin][..., :width], side // mixin)
+        h += xs[mixin][..., :width].repeat(side // mixin, 1).repeat(side // mixin, 2)
       numbers = self.z_dim, int(width * self.bottleneck), len(blocks) ** -0.5
       block = DecoderBlock(*numbers, name=f"block_{i}")
       xs[side], *group = block(h, features.get(side), functools.partial(draw, i))
@@ -171,13 +172,6 @@ class VDVAE(nn.Module):
     h = xs[side] * gain + self.param("bias", nn.initializers.zeros, shape)
     zs, *nats = zip(*groups, strict=True)
     return _conv(self.out, 1, "out_conv")(h), zs, *(jnp.stack(x, axis=1) for x in nats)
-
-
-def _nearest(x, rate):
-  """[B, H, W, C] -> [B, rate H, rate W, C]."""
-  B, H, W, C = x.shape
-  x = jnp.broadcast_to(x[:, :, None, :, None], (B, H, rate, W, rate, C))
-  return x.reshape(B, H * rate, W * rate, C)
 
 
 def check_blocks(height, enc_blocks, dec_blocks, width, custom_widths):

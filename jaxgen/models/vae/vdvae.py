@@ -4,72 +4,29 @@ Child, 2020. arXiv:2011.10650.
 
 Survey V14, Sec. 2.6.4.
 
-Some 45 to 75 groups of latents, from one of 1 x 1 to those as large as the image: each is drawn
-given all before it, in the posterior with the features that an encoder found at its resolution
-beside them. Layers, initialisation and numbers are those of the official code, openai/vdvae. In
+43 to 75 groups of latents, from one of 1 x 1 to those as large as the image: each is drawn given
+all before it, in the posterior with the features that an encoder found at its resolution beside
+them. Layers, initialisation and numbers are those of the official code, openai/vdvae. In
 training, updates whose gradients have a norm above `tx.skip` are left out; the loss is in nats per
 dimension.
 
 Deviations: the 5-bit images of the official code (ffhq256) end at 0.945, where its likelihood, made
-for 32 values up to 1, has no bin; here they are 32 values from -1 to 1. `head="bernoulli"`, for
-images that are binarised anew each time they are seen, is ours.
+for 32 values up to 1, has no bin; here they are 32 values from -1 to 1. An update that is left out
+still moves the average of the parameters. `head="bernoulli"`, for images that are binarised anew
+each time they are seen, is ours.
 """
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxgen import noise
 from jaxgen.core import method, optim
 from jaxgen.core.method import Aux, Method, Phase, Vars
+from jaxgen.nn import pixels
 from jaxgen.nn import vdvae as nets
-from jaxgen.objectives import elbo, likelihood
-
-
-class Head(NamedTuple):
-  """p(x | z) of an image in [-1, 1], from what the network returns, [B, H, W, P]."""
-
-  out: Callable  # (C, mixtures) -> P
-  data: Callable  # (keys [B], images [B, H, W, C], levels) -> x and what the encoder sees, like it
-  log_prob: Callable  # (x, numbers, levels) -> nats [B, H, W]
-  sample: Callable  # (keys [B] or None, for what is likeliest; numbers, C) -> images
-
-
-def _levels(x, levels):
-  """8-bit pixels in [-1, 1] -> their highest bits, as `levels` values from -1 to 1."""
-  if levels == 256:
-    return x
-  return jnp.floor(jnp.round(127.5 * (x + 1.0)) * levels / 256.0) * 2.0 / (levels - 1.0) - 1.0
-
-
-def _coins(keys, x, levels):
-  coins = likelihood.binarize(keys, x)
-  return coins, 2.0 * coins - 1.0
-
-
-def _logistics(keys, numbers, C):
-  uniforms = (0.5, 0.5) if keys is None else None  # the mean of the likeliest logistic
-  return likelihood.sample_logistic_mixture(keys, numbers, channels=C, uniforms=uniforms)
-
-
-HEADS = {
-  "dmol": Head(
-    lambda C, mixtures: mixtures * (10 if C == 3 else 3),
-    lambda keys, x, levels: (_levels(x, levels), x),
-    lambda x, numbers, levels: likelihood.logistic_mixture(x, numbers, levels=levels),
-    _logistics,
-  ),
-  "bernoulli": Head(
-    lambda C, mixtures: C,
-    _coins,
-    lambda x, logits, levels: jnp.sum(likelihood.bernoulli(x, logits), axis=-1),
-    lambda keys, logits, C: jnp.tanh(0.5 * logits),  # E[x | z]
-  ),
-}
+from jaxgen.objectives import elbo
 
 
 def build(
@@ -120,15 +77,16 @@ def build(
   method.check_number("pixel_mean", pixel_mean, math.isfinite, "a finite number")
   method.check_positive("pixel_std", pixel_std)
   method.check("levels", levels, levels in [2**i for i in range(1, 9)], "2, 4, 8 ... or 256")
-  method.check("head", head, head in HEADS, f"one of {', '.join(HEADS)}")
+  known = ("dmol", "bernoulli")
+  method.check("head", head, head in known, f"one of {', '.join(known)}")
   nets.check_blocks(image_shape[0], enc_blocks, dec_blocks, width, custom_widths)
   H, W, C = image_shape
   method.check("image_shape", image_shape, H == W, "a square")
-  method.check("image_shape", image_shape, head != "dmol" or C in (1, 3), "1 or 3 channels")
-  p, dims = HEADS[head], math.prod(image_shape)
+  binary, dims = head == "bernoulli", math.prod(image_shape)
+  p = pixels.bernoulli(C) if binary else pixels.logistic_mixture(C, mixtures, levels)
   net = nets.VDVAE(
     enc_blocks, dec_blocks, width, custom_widths, z_dim, bottleneck, no_bias_above,
-    p.out(C, mixtures),
+    p.out,
   )  # fmt: skip
   sides = [side for side, _ in nets.parse_blocks("dec_blocks", dec_blocks, "m")]
 
@@ -145,15 +103,16 @@ def build(
     return lambda i, mean, v: elbo.reparameterize(noise.fold_in(keys, i), mean, v + wider)
 
   def seen(batch, keys):
-    """The data as the head takes them, and what the encoder sees."""
+    """x of p(x | z), and what the encoder sees: the same coins, or all 8 bits of it."""
     method.check_batch(batch, image_shape, 0)
-    x, pixels = p.data(keys, batch["image"].astype(jnp.float32), levels)
-    return x, (127.5 * (pixels + 1.0) - pixel_mean) / pixel_std
+    image = batch["image"].astype(jnp.float32)
+    x = p.data(keys, image)
+    return x, (127.5 * ((x if binary else image) + 1.0) - pixel_mean) / pixel_std
 
-  def terms(vars, x, pixels, keys):
+  def terms(vars, x, shown, keys):
     """log p(x | z) [B], and KL(q || p) and log p(z) / q(z | x) of each group, [B, L]; nats."""
-    numbers, _, kl, ratio = apply(vars, drawn(keys), pixels)
-    return jnp.sum(p.log_prob(x, numbers, levels), axis=(1, 2)), kl, ratio
+    numbers, _, kl, ratio = apply(vars, drawn(keys), shown)
+    return jnp.sum(p.log_prob(x, numbers), axis=(1, 2)), kl, ratio
 
   def bound(vars, batch, keys):
     """{"reconstruction": log p(x | z) [B], "kl": [B, L], top group first}, in nats, of one z."""
@@ -172,17 +131,17 @@ def build(
 
     samples: how many z an image an importance-sampled bound draws, which is closer to log P.
     """
+    method.check_count("samples", samples, 0)
     k_data, k_z = noise.split(keys)
-    x, pixels = seen(batch, k_data)
+    x, shown = seen(batch, k_data)
+
+    def log_weight(keys):
+      reconstruction, _, ratio = terms(vars, x, shown, keys)
+      return reconstruction + ratio.sum(axis=1)
+
     if samples:
-      method.check_count("samples", samples)
-
-      def weight(i):
-        reconstruction, _, ratio = terms(vars, x, pixels, noise.fold_in(k_z, i))
-        return reconstruction + ratio.sum(axis=1)
-
-      return elbo.importance_bound(jax.lax.map(weight, jnp.arange(samples)))
-    reconstruction, kl, _ = terms(vars, x, pixels, k_z)
+      return elbo.importance_sampled(log_weight, k_z, samples=samples)
+    reconstruction, kl, _ = terms(vars, x, shown, k_z)
     return elbo.hierarchical_bound(reconstruction, kl)
 
   def encode(vars, batch, keys):
@@ -192,11 +151,14 @@ def build(
     return jnp.concatenate([z.reshape(len(z), -1) for z in zs], axis=1)
 
   def decode(vars, latents):
-    """{"image": [B, H, W, C]}, in [-1, 1], what is likeliest given z. latents: of `encode`."""
+    """{"image": [B, H, W, C]} in [-1, 1]: E[x | z], of "dmol" the mean of the likeliest logistic.
+
+    latents: of `encode`, [B, D].
+    """
     ends = list(itertools.accumulate(side**2 * z_dim for side in sides))
     zs = jnp.split(latents, ends[:-1], axis=1)
     given = lambda i, mean, log_var: zs[i].reshape(mean.shape)
-    return {"image": p.sample(None, apply(vars, given, None, len(latents))[0], C)}
+    return {"image": p.middle(apply(vars, given, None, len(latents))[0])}
 
   def sample(vars, keys, cond={}, *, temperature=1.0):
     """{"image": [n, *image_shape]} in [-1, 1]; of "bernoulli", E[x | z]. cond: {}, no classes.
@@ -206,13 +168,12 @@ def build(
     method.check_cond(cond, 0)
     method.check_positive("temperature", temperature)
     k_z, k_x = noise.split(keys)
-    return {"image": p.sample(k_x, apply(vars, drawn(k_z, temperature), None, len(keys))[0], C)}
+    return {"image": p.draw(k_x, apply(vars, drawn(k_z, temperature), None, len(keys))[0])}
 
+  fns = (sample, log_prob, bound, encode, decode)
   return Method(
     init,
     {"net": Phase(loss, ("net",), optim.adam(**tx))},
     ema=optim.averages("net", ema),
-    fns={
-      "sample": sample, "log_prob": log_prob, "bound": bound, "encode": encode, "decode": decode,
-    },
-  )  # fmt: skip
+    fns={fn.__name__: fn for fn in fns},
+  )
