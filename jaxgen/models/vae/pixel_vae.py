@@ -5,14 +5,16 @@ Survey V06, Eq. 21; on the way Eq. 15-16 and 20.
 A convolutional VAE whose decoder is a gated PixelCNN: z is turned into a map of features, which
 shifts every gate of both stacks, so that each pixel is given z and the pixels before it. Pixels are
 binary, drawn anew from grey ones each time they are seen, or of 256 levels, the colours of one in
-order. Sizes are those of the authors' code for MNIST, as is the KL that counts more and more over
-the first steps: a decoder that can do without z learns to, survey Eq. 15.
+order. Sizes are the defaults of the authors' code for MNIST, with the 1 + 12 layers of its command;
+the KL counts more and more over the first steps, as there: a decoder that can do without z learns
+to, survey Eq. 15.
 
 There is no `decode`: E[x | z] has no closed form, and `sample` draws instead.
 
 Deviations: one level of latents (the paper's larger models have two); the map enters at every layer
 and not beside the image; nearest neighbours and a convolution take the place of transposed ones;
-no weight normalisation.
+no weight normalisation; the head is that of the gated PixelCNN, one layer of ReLU, where theirs has
+two gated ones.
 """
 
 import functools
