@@ -197,7 +197,7 @@ def test_bits_are_the_highest_of_eight(bits):
 
 def test_the_middle_is_the_mean_of_the_likeliest_logistic():
   gray = jnp.array([0.5, 1.0, 0.3, -0.4, -1.0, 0.0])  # of two: logits, means, log scales
-  middle = lambda channels, p: pixels.logistic_mixture(channels, 2, 256).middle(p[None, None, None])
+  middle = lambda C, p: jax.jit(pixels.logistic_mixture(C, 2, 256).middle)(p[None, None, None])
   np.testing.assert_allclose(middle(1, gray).ravel(), [-0.4], rtol=1e-6)
   # Red is 0.2; green 0.1 + tanh(1) red; blue -0.3 + tanh(2) red + tanh(3) green.
   rest = [[0.9, 0.2], [0.0] * 2, [5.0, 1.0], [0.9, 0.1], [0.0] * 2, [5.0, 2.0]]
