@@ -26,6 +26,7 @@ COINS = {
   "image_shape": (2, 5, 1), "groups": (1, 1), "z_channels": 2, "width": 4, "blocks": 1, "cells": 1,
   "group_cells": 1,
 }  # fmt: skip
+ROWS = 4000
 
 
 @pytest.mark.evidence("V13", "P")
@@ -181,19 +182,19 @@ def variables(vars):
 
 
 def coins(flows):
-  """(the Method, Vars, a batch of one black and white image 1000 times, through).
+  """(the Method, Vars, a batch of one black and white image over and over, through).
 
   through: (vars, keys) -> the network's output for that image in its frame, and log p(x | z) [B].
   """
   made, network = nvae.build(**COINS, flows=flows), net.NVAE(1, (1, 1), 2, 4, 1, 1, 1, flows)
   image = np.array([1, 1, -1, 1, -1, -1, 1, -1, -1, -1], np.float32).reshape(1, 2, 5, 1)
-  x = jnp.broadcast_to(image, (1000, 2, 5, 1))
+  x = jnp.broadcast_to(image, (ROWS, 2, 5, 1))
   framed = jnp.pad(x, ((0, 0), (1, 1), (1, 2), (0, 0)), constant_values=-1.0)
 
   def through(vars, keys):
     _, k_z = noise.split(keys)
     draw = lambda i, *q: elbo.reparameterize(noise.fold_in(k_z, i), *q)
-    out = network.apply(variables(vars), draw, (1000, 4, 8), framed)
+    out = network.apply(variables(vars), draw, (ROWS, 4, 8), framed)
     return out, likelihood.bernoulli(x > 0.0, out.head[:, 1:3, 1:6]).sum((1, 2, 3))
 
   return made, filled(made), {"image": x}, through
@@ -207,15 +208,19 @@ def evidence(log_weights):
 
 @pytest.mark.evidence("V13", "M")
 def test_with_flows_prior_and_posterior_agree_on_log_p_of_x():
-  """p(x) is E_p p(x | z), and E_q p(x | z) p(z) / q(z | x), whatever q; the bound is lower.
+  """p(x) is E_p p(x | z), and E_q p(x | z) p(z) / q(z | x), whatever q.
 
-  What is encoded decodes to what the bound saw.
+  The bound is that of the network, in its frame; what is encoded decodes to what the bound saw.
   """
   made, vars, batch, through = coins(1)
+  nets = vars.params["net"]
+  near = lambda w: w | {"log_norm": w["log_norm"] - 1.5, "bias": 0.2 * w["bias"]}
+  close = {k: near(nets[k]) for k in ("posterior_0", "posterior_1")}  # so that weights vary little
+  vars = vars._replace(params={"net": nets | close})
 
   @jax.jit
   def run():
-    rows = lambda i: noise.rows(KEY(i), 1000)
+    rows = lambda i: noise.rows(KEY(i), ROWS)
     bound, log_prob, encode = (
       made.fns[name](vars, batch, rows(2)) for name in ("bound", "log_prob", "encode")
     )
@@ -228,13 +233,13 @@ def test_with_flows_prior_and_posterior_agree_on_log_p_of_x():
 
   (out, nats), bound, log_prob, z, decoded, sampled = run()
   (ours, error), (prior, error_p) = evidence(nats + out.log_ratio), evidence(log_p(sampled))
-  assert abs(ours - prior) < 5.0 * np.hypot(error, error_p) < 0.5
-  assert (out.kl.mean(0) > 0.02).all() and sampled.std(0).max() > 0.01
+  assert abs(ours - prior) < 5.0 * np.hypot(error, error_p) < 0.1
+  assert out.kl.sum(1).mean() > 0.1 and sampled.std(0).max() > 0.01
   np.testing.assert_allclose(-out.log_ratio, out.kl.sum(1), rtol=1e-5, atol=1e-4)
   np.testing.assert_allclose(bound["reconstruction"], nats, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(bound["kl"], out.kl, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(log_prob, nats - out.kl.sum(1), rtol=1e-4, atol=1e-4)
-  assert z.shape == (1000, 2 * (2 + 8))
+  assert z.shape == (ROWS, 2 * (2 + 8))
   np.testing.assert_allclose(log_p(decoded), nats, rtol=1e-3, atol=1e-3)
 
 
@@ -248,16 +253,16 @@ def test_without_flows_the_kl_is_the_mean_of_what_is_drawn():
 
   @jax.jit
   def run(vars):
-    rows = lambda: noise.rows(KEY(2), 1000)
+    rows = lambda: noise.rows(KEY(2), ROWS)
     many = made.fns["log_prob"](vars, batch, rows(), samples=8)
     return *through(vars, rows()), many, made.fns["sample"](vars, rows(), temperature=0.0)["image"]
 
   out, nats, many, cold = run(vars)
   kl = out.kl.sum(1)
   assert out.kl.min() > 0.0 and (out.kl.mean(0) > 0.02).all()
-  assert abs((kl + out.log_ratio).mean()) < 5.0 * out.log_ratio.std() / 1000**0.5 < 0.5 * kl.mean()
+  assert abs((kl + out.log_ratio).mean()) < 5.0 * out.log_ratio.std() / ROWS**0.5 < 0.5 * kl.mean()
   assert many.mean() > (nats - kl).mean() + 0.01
-  assert cold.shape == (1000, 2, 5, 1) and cold.std(0).max() < 1e-6
+  assert cold.shape == (ROWS, 2, 5, 1) and cold.std(0).max() < 1e-6
   nets = vars.params["net"]
   silent = nets | {"posterior_1": jax.tree.map(jnp.zeros_like, nets["posterior_1"])}
   np.testing.assert_array_equal(run(vars._replace(params={"net": silent}))[0].kl[:, 1], 0.0)

@@ -1,4 +1,4 @@
-r"""Gated PixelCNN, arXiv:1606.05328, as the prior over the codes of a VQ-VAE, arXiv:1711.00937.
+r"""Gated PixelCNN, arXiv:1606.05328, the prior over the codes of a VQ-VAE (V11), arXiv:1711.00937.
 
 python -m experiments.train --config=configs/autoregressive/gated_pixelcnn.py:olivetti \
     --workdir=runs/prior --config.init_from="{'first_stage': 'runs/vq_vae'}"
