@@ -1,9 +1,13 @@
 """Configs for tests, small enough to train in seconds."""
 
+import contextlib
+import importlib
 import pathlib
+import sys
 
 import ml_collections
 import numpy as np
+from absl import flags
 
 from jaxgen.core import config as config_lib
 
@@ -25,6 +29,28 @@ def small(path):
     config.args.net_args = dict(width=16, depth=1)
   config.train.sample_every = config.train.eval_every = 0
   return config
+
+
+@contextlib.contextmanager
+def launcher(name):
+  """experiments.<name>, its flags in place of those of other launchers until the block ends."""
+
+  def taken():
+    named = flags.FLAGS.flags_by_module_dict().items()
+    found = {m: list(v) for m, v in named if m.startswith("experiments.") and "launch" not in m}
+    for flag in {f.name for v in found.values() for f in v}:
+      delattr(flags.FLAGS, flag)
+    return found
+
+  others, module = taken(), sys.modules.get(f"experiments.{name}")
+  try:
+    yield importlib.reload(module) if module else importlib.import_module(f"experiments.{name}")
+  finally:
+    taken()
+    for owner, found in others.items():
+      for flag in found:
+        flags.FLAGS[flag.name] = flag
+        flags.FLAGS.register_flag_by_module(owner, flag)
 
 
 def vectors(folder, **train):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recipes
 
-from experiments import glimpses
 from jaxgen import noise
 from jaxgen.models.vae import draw
 from jaxgen.nn import draw as nets
@@ -221,10 +221,12 @@ def test_samples_come_with_their_strip():
 
 
 def test_the_strip_shows_canvases_and_their_windows():
+  with recipes.launcher("glimpses") as glimpses:
+    strip = glimpses.strip
   canvases = np.full((2, 4, 6, 5, 1), -1.0)
   canvases[1] = 1.0
   windows = np.tile([3.0, 3.0, 2.0, 0.1], (2, 4, 1))  # joins the centres of pixels 2 and 4
-  picture = glimpses.strip(canvases, windows, 2, scale=10)
+  picture = strip(canvases, windows, 2, scale=10)
   assert picture.shape == (120, 100, 3) and picture.dtype == np.uint8
   red = (picture == [255, 0, 0]).all(-1)
   for panel in (red[:60, :50], red[:60, 50:], red[60:, :50], red[60:, 50:]):
@@ -232,10 +234,10 @@ def test_the_strip_shows_canvases_and_their_windows():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (15, 35, 15, 35)
     assert len(rows) == 4 * 20  # one pixel wide
   assert picture[0, 0].max() == 0 and picture[60, 0].min() == 255
-  thick = glimpses.strip(canvases, windows + [0.0, 0.0, 0.0, 0.3], 1, scale=10)
+  thick = strip(canvases, windows + [0.0, 0.0, 0.0, 0.3], 1, scale=10)
   assert (thick == [255, 0, 0]).all(-1)[:60].sum() == 21**2 - 13**2
   with pytest.raises(ValueError, match="steps=5: expected a whole number, 1 to 4"):
-    glimpses.strip(canvases, windows, 5)
+    strip(canvases, windows, 5)
 
 
 @pytest.mark.parametrize(

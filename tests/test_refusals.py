@@ -319,7 +319,7 @@ CASES = {
   # Optimizers and averages.
   "no lr": (
     tx(),
-    "tx.lr is missing: adam takes lr, b1, b2, eps, weight_decay, clip, warmup, decay",
+    "tx.lr is missing: adam takes lr, b1, b2, eps, weight_decay, clip, skip, warmup, decay",
   ),
   "lr NaN": (tx(lr=NAN), "tx.lr=nan: expected a finite number above 0"),
   "lr below 0": (tx(lr=-1e-3), "tx.lr=-0.001: expected a finite number above 0"),

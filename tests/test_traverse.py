@@ -10,7 +10,6 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from experiments import traverse
 from jaxgen import noise
 from jaxgen.core import checkpoint, loop
 from jaxgen.data import pipeline, sources
@@ -18,7 +17,8 @@ from jaxgen.data import pipeline, sources
 
 def run(workdir, *more):
   words = ["traverse", f"--workdir={workdir}", *more]
-  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+  module = recipes.launcher("traverse")
+  with module as traverse, pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
     patch.setattr(sys, "argv", words)
     flags.FLAGS(words)
     traverse.main()

@@ -11,9 +11,9 @@ import recipes
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import two_stage
 from jaxgen import noise
 from jaxgen.core import checkpoint, loop, method
+from jaxgen.core import config as config_lib
 
 FIRST = f"{recipes.ROOT}/configs/vae/vq_vae.py:smoke"
 SECOND = f"{recipes.ROOT}/configs/autoregressive/gated_pixelcnn.py:smoke"
@@ -24,7 +24,8 @@ WORDS += ("--second.train.eval_every=0", "--second.args.tx.lr=0.002")
 def run(workdir, *more, first=FIRST, second=SECOND):
   """The command, in this process."""
   words = ["two_stage", f"--first={first}", f"--second={second}", f"--workdir={workdir}", *more]
-  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+  module = recipes.launcher("two_stage")
+  with module as two_stage, pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
     patch.setattr(sys, "argv", words)  # where --first looks for fields of its own
     flags.FLAGS(words)
     two_stage.main()
@@ -112,7 +113,7 @@ def test_the_stages_of_each_variant_fit():
   """The variants of the same name of both configs, as the launcher joins them."""
   for variant in ("imagenet128", "olivetti", "cifar16", "digits", "smoke"):
     first, second = (
-      two_stage.config.read(str(path).replace("smoke", variant)) for path in (FIRST, SECOND)
+      config_lib.read(str(path).replace("smoke", variant)) for path in (FIRST, SECOND)
     )
     second.args.first_stage = {"model": first.model, "args": first.args.to_dict()}
     assert second.args.image_shape == first.args.image_shape
