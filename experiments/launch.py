@@ -7,6 +7,7 @@ On a TPU pod and under SLURM --multihost is enough. Elsewhere every host is told
 import json
 import os
 import sys
+import time
 import traceback
 
 from absl import app, flags
@@ -63,6 +64,8 @@ def run(main):
       traceback.print_exc()  # a normal exit waits for the other hosts, and these for this one
       sys.stdout.flush()
       sys.stderr.flush()
+      if found.get("process_id") == 0:
+        time.sleep(2.0)  # others that stop too would abort without their coordinator
       os._exit(1)
 
   app.run(start)
