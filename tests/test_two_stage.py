@@ -14,6 +14,8 @@ from absl.testing import flagsaver
 from jaxgen import noise
 from jaxgen.core import checkpoint, loop, method
 from jaxgen.core import config as config_lib
+from jaxgen.data import sources
+from jaxgen.metrics import evaluation
 
 FIRST = f"{recipes.ROOT}/configs/vae/vq_vae.py:smoke"
 SECOND = f"{recipes.ROOT}/configs/autoregressive/gated_pixelcnn.py:smoke"
@@ -85,6 +87,24 @@ def test_a_first_stage_that_was_stopped_has_no_second(tmp_path, monkeypatch):
   run(tmp_path, "--first.train.steps=2")
   prior = "autoregressive.gated_pixelcnn"
   assert states[1:] == [("vae.vq_vae", f"{tmp_path}/1"), (prior, f"{tmp_path}/2")]
+
+
+def test_a_prior_alone_wants_its_first_stage(tmp_path):
+  """Else it would learn the codes of a random one."""
+  config = recipes.smoke("autoregressive/gated_pixelcnn.py")
+  with pytest.raises(ValueError, match="init_from={}: expected a run for first_stage too"):
+    loop.run(config, tmp_path / "prior")
+  assert not (tmp_path / "prior/metrics.jsonl").exists()
+
+
+def test_nats_of_codes_are_no_bits_of_pixels(workdir):
+  made, vars = checkpoint.load(workdir / "2")
+  source = sources.open_source("digits", "test")
+  data, key = evaluation.Data(source, "digits", "test", 9), jax.random.key(0)
+  found = evaluation.of_method(["nats"], made, vars, data, key, 10, 9)
+  assert np.isfinite(found["nats"]["value"])
+  with pytest.raises(ValueError, match="bits_per_dim.*: this model's log_prob is of codes"):
+    evaluation.of_method(["bits_per_dim"], made, vars, data, key, 10, 9)
 
 
 VAE = f"{recipes.ROOT}/configs/vae/vae.py:smoke"

@@ -28,13 +28,12 @@ def bernoulli(channels):
 
   What is drawn of them is their mean. channels: a scalar, C.
   """
-  mean = lambda logits: jnp.tanh(0.5 * logits)
   return Pixels(
     channels,
     lambda keys, x: 2.0 * likelihood.binarize(keys, x) - 1.0,
     lambda x, logits: jnp.sum(likelihood.bernoulli(0.5 * (x + 1.0), logits), -1),
-    lambda keys, logits: mean(logits),
-    mean,
+    lambda keys, logits: likelihood.bernoulli_mean(logits),
+    likelihood.bernoulli_mean,
   )
 
 

@@ -36,6 +36,14 @@ def bernoulli(x, logits):
   return x * jax.nn.log_sigmoid(logits) + (1.0 - x) * jax.nn.log_sigmoid(-logits)
 
 
+def bernoulli_mean(logits):
+  """E[x], as a pixel in [-1, 1], of x in {0, 1}; elementwise. logits: of P(1).
+
+  arXiv:1312.6114, Eq. 11.
+  """
+  return jnp.tanh(0.5 * logits)  # 2 sigmoid(logits) - 1
+
+
 def gaussian(x, mean, log_var):
   """log density of N(mean, e^log_var) at x in nats, elementwise.
 

@@ -119,7 +119,7 @@ def build(
       weights = elbo.log_weights(likelihood(vars, x), mean, log_var, k_z, samples=samples)
       return elbo.importance_bound(weights)
     terms = bound(vars, batch, keys)
-    return terms["reconstruction"] - terms["kl"].sum(1)
+    return elbo.hierarchical_bound(terms["reconstruction"], terms["kl"])
 
   def posterior(vars, batch, keys):
     """Mean and log variance of q(z | x), two of [B, z_dim]; `keys` draw x."""

@@ -73,8 +73,8 @@ RECONSTRUCTIONS = {
     ("logits",),
     _coins,
     lambda x, logits: likelihood.bernoulli(0.5 * (x + 1.0), logits),  # cross-entropy
-    lambda keys, logits: _coins(keys, jnp.tanh(0.5 * logits)),
-    lambda logits: jnp.tanh(0.5 * logits),
+    lambda keys, logits: _coins(keys, likelihood.bernoulli_mean(logits)),
+    likelihood.bernoulli_mean,
   ),
   # Squared error, weighed by a variance so that there is a distribution to draw from.
   "gaussian": Reconstruction(

@@ -103,7 +103,7 @@ def build(
     method.check_count("samples", samples, 0)
     if not samples:
       terms = bound(vars, batch, keys)
-      return terms["reconstruction"] - terms["kl"].sum(axis=1)
+      return elbo.hierarchical_bound(terms["reconstruction"], terms["kl"])
     k_data, k_z = noise.split(keys)
     x = binary(batch, k_data)
 
@@ -130,7 +130,7 @@ def build(
     step = lambda carry, z: call(vars, carry, z, method="generate")
     _, *start = call(vars, len(latents), method="start")
     (_, canvas), each = jax.lax.scan(step, tuple(start), z)
-    mean = lambda canvas: 2.0 * nn.sigmoid(canvas) - 1.0
+    mean = likelihood.bernoulli_mean
     if not steps:
       return {"image": mean(canvas)}
     canvases, windows, read_windows = (jnp.swapaxes(x, 0, 1) for x in each)

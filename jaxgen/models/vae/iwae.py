@@ -192,7 +192,7 @@ def build(
     for i in reversed(layers[1:]):
       z = through(i, *p(vars, i, z))
     (logits,) = p(vars, 0, z)
-    return {"image": 2.0 * nn.sigmoid(logits).reshape(-1, *image_shape) - 1.0}
+    return {"image": likelihood.bernoulli_mean(logits).reshape(-1, *image_shape)}
 
   def decode(vars, latents):
     """{"image": E[x | z_1], [B, H, W, C] in [-1, 1]}, z_1 a chain of means.

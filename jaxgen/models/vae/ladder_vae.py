@@ -259,13 +259,13 @@ def build(
     ends = itertools.accumulate(reversed(z_dims))
     zs = jnp.split(latents, list(ends)[:-1], axis=1)[::-1]
     logits, *_ = apply(vars, lambda i, mean, log_var: zs[i], None, len(latents))
-    return {"image": jnp.tanh(0.5 * logits).reshape(-1, *image_shape)}
+    return {"image": likelihood.bernoulli_mean(logits).reshape(-1, *image_shape)}
 
   def sample(vars, keys, cond={}):
     """{"image": [n, *image_shape]} in [-1, 1]: E[x | z], z ~ p(z). cond: {}, no classes."""
     method.check_cond(cond, 0)
     logits, *_ = apply(vars, drawn(keys), None, len(keys))
-    return {"image": jnp.tanh(0.5 * logits).reshape(-1, *image_shape)}
+    return {"image": likelihood.bernoulli_mean(logits).reshape(-1, *image_shape)}
 
   schedule = {"beta": optax.linear_schedule(0.0, 1.0, beta_warmup)} if beta_warmup else {}
   return Method(

@@ -221,7 +221,8 @@ def build(
     """Style z and a one-hot class y, [B, Z + Y], drawn from q(y | x) and q(z | x, y)."""
     x, keys = binarized(batch, keys)
     k_y, k_z = noise.split(keys)
-    y = jax.nn.one_hot(jax.vmap(jax.random.categorical)(k_y, log_q(vars, x)), n_classes)
+    drawn = jnp.argmax(log_q(vars, x) + noise.gumbel(k_y, (n_classes,)), axis=1)
+    y = jax.nn.one_hot(drawn, n_classes)
     z = elbo.reparameterize(k_z, *apply(vars, "encoder", x, y))
     return jnp.concatenate([z, y], axis=1)
 
@@ -231,7 +232,7 @@ def build(
     Another class beside the same style makes an analogy, Fig. 1.
     """
     logits = apply(vars, "decoder", latents[:, :z_dim], latents[:, z_dim:])
-    return {"image": (2.0 * nn.sigmoid(logits) - 1.0).reshape(-1, *image_shape)}
+    return {"image": likelihood.bernoulli_mean(logits).reshape(-1, *image_shape)}
 
   def sample(vars, keys, cond={}):
     """{"image": [n, *image_shape]}: E[x | y, z] at z ~ N(0, I), in (-1, 1).

@@ -66,7 +66,7 @@ DECODERS = {
     BernoulliMLP,
     likelihood.binarize,
     likelihood.bernoulli,
-    lambda logits: 2.0 * nn.sigmoid(logits) - 1.0,
+    likelihood.bernoulli_mean,
     0.0,
     1,
   ),
