@@ -37,7 +37,8 @@ def launcher(name):
 
   def taken():
     named = flags.FLAGS.flags_by_module_dict().items()
-    found = {m: list(v) for m, v in named if m.startswith("experiments.") and "launch" not in m}
+    ours = lambda m: m.startswith(("experiments.", "survivor")) and m != "experiments.launch"
+    found = {m: list(v) for m, v in named if ours(m)}
     for flag in {f.name for v in found.values() for f in v}:
       delattr(flags.FLAGS, flag)
     return found
