@@ -139,7 +139,7 @@ def test_more_draws_bring_the_bound_nearer_and_the_posterior_is_its():
 def test_schedules_start_at_zero_and_end_at_the_paper_s_number():
   step = lambda made, name, i: float(made.phases["vae"].hparams[name](jnp.int32(i)))
   constant = beta_vae.build(**SMALL, beta=4.0)
-  warm = beta_vae.build(**SMALL, beta=4.0, beta_warmup=100)
+  warm = beta_vae.build(**SMALL, beta=4.0, kl_warmup=100)
   assert [step(constant, "beta", i) for i in (0, 500)] == [4.0, 4.0]
   assert [step(warm, "beta", i) for i in (0, 50, 100, 500)] == [0.0, 2.0, 4.0, 4.0]
   paper = annealed_vae.build()  # arXiv:1804.03599, App. A: 0 to 25 nats over 100,000 steps
@@ -218,7 +218,7 @@ def test_sizes():
   [
     (beta_vae.build, {"image_shape": (28, 28, 1)}, "height and width multiples of 16 for 4 widths"),
     (beta_vae.build, {"beta": -1.0}, "beta=-1.0: expected a finite number, 0 or more"),
-    (beta_vae.build, {"beta_warmup": 0.5}, "beta_warmup=0.5: expected a whole number"),
+    (beta_vae.build, {"kl_warmup": 0.5}, "kl_warmup=0.5: expected a whole number"),
     (beta_vae.build, {"decoder": "poisson"}, "decoder='poisson': expected one of bernoulli"),
     (beta_vae.build, {"widths": (32, 0)}, "widths="),
     (annealed_vae.build, {"gamma": float("nan")}, "gamma=nan: expected a finite number"),

@@ -138,7 +138,7 @@ def test_beta_rises_and_weighs_the_kl_alone():
                              rtol=1e-4)  # fmt: skip
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), aux.extra["net"], vars.extra["net"])
   assert all(jax.tree.leaves(moved))  # batch statistics
-  assert ladder_vae.build(beta_warmup=0).phases["net"].hparams == {}
+  assert ladder_vae.build(kl_warmup=0).phases["net"].hparams == {}
 
 
 def test_what_is_encoded_decodes_to_what_the_bound_saw():
@@ -164,7 +164,7 @@ def test_what_is_encoded_decodes_to_what_the_bound_saw():
     ({"z_dims": ()}, "z_dims=(): expected one group or more"),
     ({"z_dims": (4, 0)}, "z_dims=(4, 0): expected a tuple or list of whole numbers"),
     ({"widths": (4, 2)}, "widths=(4, 2): expected 5, one for each group"),
-    ({"beta_warmup": -1}, "beta_warmup=-1: expected a whole number, 0 or more"),
+    ({"kl_warmup": -1}, "kl_warmup=-1: expected a whole number, 0 or more"),
   ],
 )
 def test_bad_models_are_refused(args, words):

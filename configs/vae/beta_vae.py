@@ -25,7 +25,7 @@ def get_config(variant="dsprites"):
     widths=(32, 32, 32, 32),
     dense=(256, 256),
     beta=4.0,
-    beta_warmup=0,
+    kl_warmup=0,
     tx=dict(
       lr=5e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, skip=0.0, warmup=0, decay="",
       final=0.0, steps=0,
@@ -40,7 +40,7 @@ def get_config(variant="dsprites"):
   )  # fmt: skip
   if variant.startswith("dsprites_quick"):
     c.args.beta = {"beta1": 1.0, "beta16": 16.0}.get(variant.split("_")[-1], 4.0)
-    c.args.update(widths=(16, 16, 32, 32), beta_warmup=500)
+    c.args.update(widths=(16, 16, 32, 32), kl_warmup=500)
     c.args.tx.lr = 1e-3
     c.train.update(steps=1500, sample_every=1500, eval_every=1500, checkpoint_every=500)
   elif variant == "olivetti":
@@ -53,7 +53,7 @@ def get_config(variant="dsprites"):
     c.train.update(steps=10_000, sample_every=5000, eval_every=5000, checkpoint_every=5000)
   elif variant == "smoke":
     c.args.update(
-      image_shape=(8, 8, 1), decoder="gaussian", z_dim=3, widths=(8,), dense=(16,), beta_warmup=2
+      image_shape=(8, 8, 1), decoder="gaussian", z_dim=3, widths=(8,), dense=(16,), kl_warmup=2
     )
     c.data.update(source="digits", batch_size=16, workers=0)
     c.train.update(

@@ -22,7 +22,7 @@ def get_config(variant="mnist"):
     z_dims=(64, 32, 16, 8, 4),
     widths=(512, 256, 128, 64, 64),
     inference="ladder",
-    beta_warmup=47_000,  # 200 epochs
+    kl_warmup=47_000,  # 200 epochs
     tx=dict(
       lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, skip=0.0, warmup=0, decay="",
       final=0.0, steps=0,
@@ -39,14 +39,14 @@ def get_config(variant="mnist"):
   )  # fmt: skip
   if variant in ("mnist16", "mnist16_bottom_up"):
     c.args.update(
-      image_shape=(16, 16, 1), z_dims=(32, 16, 8), widths=(256, 128, 64), beta_warmup=2000
+      image_shape=(16, 16, 1), z_dims=(32, 16, 8), widths=(256, 128, 64), kl_warmup=2000
     )
     if variant == "mnist16_bottom_up":  # upper groups collapse
-      c.args.update(inference="bottom_up", beta_warmup=0)
+      c.args.update(inference="bottom_up", kl_warmup=0)
     c.data.update(image_size=16, batch_size=128, workers=0)
     c.train.update(steps=10_000, sample_every=5000, eval_every=5000, checkpoint_every=5000)
   elif variant == "smoke":
-    c.args.update(image_shape=(8, 8, 1), z_dims=(3, 2), widths=(16, 8), beta_warmup=2)
+    c.args.update(image_shape=(8, 8, 1), z_dims=(3, 2), widths=(16, 8), kl_warmup=2)
     c.data.update(source="digits", batch_size=16, workers=0)
     c.train.update(
       steps=4, log_every=2, sample_every=4, eval_every=4, eval_examples=20, checkpoint_every=2

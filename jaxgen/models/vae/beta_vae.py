@@ -5,7 +5,7 @@ Survey V04, Eq. 16.
 A VAE whose KL counts beta times, so that each latent costs more than it does in the bound and the
 few that stay in use tend to stand for one factor of the data each. `bound` gives the KL of every
 latent. A large beta from the first step on brings about the collapse of survey Eq. 15;
-`beta_warmup` starts without that cost.
+`kl_warmup` starts without that cost.
 
 Deviations: the networks are the convolutional ones of arXiv:1804.03599, App. A.1, for dSprites too,
 where the paper has an MLP (`widths=()`, `dense=(1200, 1200)`, its decoder with one more layer and
@@ -34,7 +34,7 @@ def build(
   widths=(32, 32, 32, 32),
   dense=(256, 256),
   beta=4.0,
-  beta_warmup=0,
+  kl_warmup=0,
   tx={"lr": 5e-4},
   ema=0.0,
 ):
@@ -46,7 +46,7 @@ def build(
     decoder: "bernoulli" or "gaussian", of `vae.vae`.
     z_dim: length of z.
     widths: channels of the convolutions, none for an MLP. dense: of the layers behind them.
-    beta: weight of the KL. beta_warmup: steps over which it rises linearly from 0; 0 for none.
+    beta: weight of the KL. kl_warmup: steps over which it rises linearly from 0; 0 for none.
     tx, ema: of `optim.adam` and `optim.averages`; both networks are averaged.
 
   Raises:
@@ -62,7 +62,7 @@ def build(
   allowed = f"height and width multiples of {divisor} for {len(widths)} widths"
   method.check("image_shape", image_shape, fits, allowed)
   method.check_weight("beta", beta)
-  method.check_count("beta_warmup", beta_warmup, 0)
+  method.check_count("kl_warmup", kl_warmup, 0)
   dims, p = math.prod(image_shape), vae.DECODERS[decoder]
   out_shape = (*image_shape[:2], p.outputs * image_shape[2])
   encoder_net = conv_autoencoder.Encoder(tuple(widths), tuple(dense), z_dim)
@@ -99,7 +99,7 @@ def build(
     return {"reconstruction": likelihood(vars, x)(z), "kl": kl}
 
   # From 0, latents are in use before they cost, against survey Eq. 15.
-  schedule = optax.linear_schedule(0.0, beta, beta_warmup) if beta_warmup else lambda step: beta
+  schedule = optax.linear_schedule(0.0, beta, kl_warmup) if kl_warmup else lambda step: beta
 
   def loss(vars, batch, keys, *, beta=beta):
     """-(E_q log p(x | z) - beta KL) in nats, survey Eq. 16; beta = 1 is a VAE's."""

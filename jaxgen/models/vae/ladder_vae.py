@@ -6,7 +6,7 @@ L groups of latents, drawn from the top down in the prior, each given the one ab
 posterior draws in the same order: it multiplies each group's prior with a Gaussian that a
 deterministic pass from the image up has found. `inference="bottom_up"` is what the paper compares
 it with, the hierarchical VAE whose posterior draws from the image up. Both with batch
-normalisation, a KL that is switched on over `beta_warmup` steps, and images that are binarised anew
+normalisation, a KL that is switched on over `kl_warmup` steps, and images that are binarised anew
 each time they are seen.
 
 Groups are numbered as in the survey: z_1 is the top one, which the paper calls z_L. `z_dims` and
@@ -168,7 +168,7 @@ def build(
   z_dims=(64, 32, 16, 8, 4),
   widths=(512, 256, 128, 64, 64),
   inference="ladder",
-  beta_warmup=47_000,
+  kl_warmup=47_000,
   tx={"lr": 1e-3},
   ema=0.0,
 ):
@@ -179,7 +179,7 @@ def build(
     z_dims: length of each group of latents, from the image up.
     widths: of the layers between each group and what is below it.
     inference: "ladder" or "bottom_up".
-    beta_warmup: steps over which the weight of the KL rises from 0 to 1; 0 for none.
+    kl_warmup: steps over which the weight of the KL rises from 0 to 1; 0 for none.
     tx, ema: of `optim.adam` and `optim.averages`. Batch statistics are those of the raw network.
 
   Raises:
@@ -191,7 +191,7 @@ def build(
   method.check("z_dims", z_dims, len(z_dims) > 0, "one group or more")
   method.check("widths", widths, len(widths) == len(z_dims), f"{len(z_dims)}, one for each group")
   method.check("inference", inference, inference in INFERENCE, f"one of {', '.join(INFERENCE)}")
-  method.check_count("beta_warmup", beta_warmup, 0)
+  method.check_count("kl_warmup", kl_warmup, 0)
   dims = math.prod(image_shape)
   net = Hierarchy(tuple(z_dims), tuple(widths), dims, inference)
 
@@ -267,7 +267,7 @@ def build(
     logits, *_ = apply(vars, drawn(keys), None, len(keys))
     return {"image": likelihood.bernoulli_mean(logits).reshape(-1, *image_shape)}
 
-  schedule = {"beta": optax.linear_schedule(0.0, 1.0, beta_warmup)} if beta_warmup else {}
+  schedule = {"beta": optax.linear_schedule(0.0, 1.0, kl_warmup)} if kl_warmup else {}
   return Method(
     init,
     {"net": Phase(loss, ("net",), optim.adam(**tx), hparams=schedule)},
