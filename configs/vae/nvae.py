@@ -58,12 +58,12 @@ def get_config(variant="mnist"):
     c.train.steps = 114_390
   elif variant in ("mnist16", "cifar16"):
     c.args.update(groups=(2, 2), z_channels=4, width=8, blocks=1, cells=2, group_cells=1)
-    c.args.update(image_shape=(16, 16, 1), kl_warmup=150)
-    c.args.tx.update(warmup=25, steps=500)
+    c.args.update(image_shape=(16, 16, 1), kl_warmup=600)
+    c.args.tx.update(warmup=25, steps=2000)
     c.data.update(source="tfds:mnist", image_size=16, batch_size=64, workers=0)
     c.train.update(
-      steps=500, log_every=50, sample_every=500, eval_every=500, eval_examples=1000,
-      checkpoint_every=250,
+      steps=2000, log_every=50, sample_every=1000, eval_every=1000, eval_examples=1000,
+      checkpoint_every=500,
     )  # fmt: skip
     if variant == "cifar16":
       c.args.update(image_shape=(16, 16, 3), width=12, **colour)

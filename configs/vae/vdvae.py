@@ -73,8 +73,8 @@ def get_config(variant="cifar10"):
     c.args.tx.lr = 1e-3
     c.data.update(image_size=16, workers=0)
     c.train.update(
-      steps=500, log_every=100, sample_every=500, eval_every=500, eval_examples=1000,
-      checkpoint_every=250,
+      steps=2000, log_every=100, sample_every=1000, eval_every=1000, eval_examples=1000,
+      checkpoint_every=500,
     )  # fmt: skip
     if variant == "mnist16":
       c.args.update(image_shape=(16, 16, 1), head="bernoulli", pixel_mean=33.3, pixel_std=78.6)
