@@ -2,6 +2,7 @@
 
 import jax
 import nbformat
+import processes
 import pytest
 import run_notebooks
 
@@ -12,7 +13,7 @@ code = lambda notebook: [cell for cell in notebook.cells if cell.cell_type == "c
 @every_notebook
 def test_it_runs(path, monkeypatch):
   """At smoke size, as a newcomer would: a kernel of its own, no key used twice, ranks spelled."""
-  monkeypatch.delenv("XLA_FLAGS")  # of the tests: four devices
+  monkeypatch.setenv("XLA_FLAGS", processes.FLAGS)  # one device
   monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
   monkeypatch.setenv("JAX_DEBUG_KEY_REUSE", "1")
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
