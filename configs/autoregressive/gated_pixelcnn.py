@@ -50,8 +50,8 @@ def get_config(variant="imagenet128"):
   if variant == "olivetti":  # 8x8 codes of 360 faces
     c.args.update(small)
     c.data.update(source="npz:data/olivetti", batch_size=32, flip=True, workers=0)
-    c.train.update(steps=3000, log_every=100, eval_every=500, checkpoint_every=1000)
-    c.train.sample_every = 1000
+    c.train.update(steps=500, log_every=50, eval_every=100, checkpoint_every=250)  # then it overfits
+    c.train.sample_every = 250
   elif variant == "cifar16":  # 4x4 codes
     c.args.update(small)
     c.data.update(source="tfds:cifar10", image_size=16, batch_size=64, flip=True, workers=0)
