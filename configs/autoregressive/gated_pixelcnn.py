@@ -47,10 +47,10 @@ def get_config(variant="imagenet128"):
     checkpoint_every=10_000, seed=0, parallel="jit",
   )  # fmt: skip
   small = dict(n_classes=0, width=64, depth=5, kernel=3, first_kernel=5)
-  if variant == "olivetti":  # 8x8 codes of 360 faces
+  if variant == "olivetti":  # 8x8 codes of 360 faces, which more steps overfit
     c.args.update(small)
     c.data.update(source="npz:data/olivetti", batch_size=32, flip=True, workers=0)
-    c.train.update(steps=500, log_every=50, eval_every=100, checkpoint_every=250)  # then it overfits
+    c.train.update(steps=500, log_every=50, eval_every=100, checkpoint_every=250)
     c.train.sample_every = 250
   elif variant == "cifar16":  # 4x4 codes
     c.args.update(small)
