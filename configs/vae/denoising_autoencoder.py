@@ -39,7 +39,7 @@ def get_config(variant="mnist"):
     checkpoint_every=10_000, seed=0, parallel="jit",
   )  # fmt: skip
   if variant == "mnist16":
-    c.args.update(image_shape=(16, 16, 1), width=500)
+    c.args.update(image_shape=(16, 16, 1), level=0.25, width=500)  # at 0.5 little is left
     c.data.update(image_size=16, workers=0)
     c.train.update(steps=20_000, sample_every=5000, eval_every=5000, checkpoint_every=5000)
   elif variant == "smoke":

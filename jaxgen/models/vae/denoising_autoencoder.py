@@ -9,7 +9,7 @@ given a corrupted one; alternating it with the corruption is a Markov chain whos
 the data's. Walkback training, Alg. 1, also trains on what the chain comes across.
 
 Deviations: a fixed number of walkback steps in place of a geometric one, as in the experiments of
-the paper; Adam; pixels in [-1, 1]; the images of `sample` are means, not draws; the stacking of
+the paper; Adam; chains that start without an image of the data; pixels in [-1, 1]; the images of `sample` are means, not draws; the stacking of
 layers of 2008 is left out.
 """
 
@@ -132,7 +132,7 @@ def build(
     width: of the hidden layer.
     walkback: corrupted images for each image, each but the first from a step of the chain; 1 is
       the plain denoising criterion.
-    steps: of the chain from uniform noise to a sample.
+    steps: of the chain from a grey image to a sample.
     tx, ema: of `optim.adam` and `optim.averages`; both networks are averaged.
 
   Raises:
@@ -199,12 +199,15 @@ def build(
   def sample(vars, keys, cond={}, *, steps=steps):
     """{"image": E[X | X~] [n, *image_shape], in [-1, 1]}, X~ at the end of a chain.
 
-    cond: {}, no classes. steps: of the chain, from uniform noise. Raises ValueError for 0.
+    The chain starts at a draw of P(X | X~ = 0): from uniform noise, of which training has seen
+    nothing, some chains came to images in negative and stayed there.
+
+    cond: {}, no classes. steps: of the chain. Raises ValueError for 0.
     """
     method.check_cond(cond, 0)
     k_start, k_chain, k_last = noise.split(keys, 3)
     denoise = lambda keys, x: p.draw(keys, *decoded(vars, encoded(vars, x)))
-    start = noise.uniform(k_start, (dims,), -1.0, 1.0)
+    start = denoise(k_start, jnp.zeros((len(keys), dims)))
     x = markov.chain(corrupt, denoise, start, k_chain, steps)
     return decode(vars, encoded(vars, corrupt(k_last, x)))
 
