@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxgen import noise
+from jaxgen.core import method
 from jaxgen.models.vae import denoising_autoencoder
 from jaxgen.objectives import likelihood
 from jaxgen.samplers import markov
@@ -92,6 +93,20 @@ def test_the_chain_of_a_trained_denoiser_ends_at_the_data(decoder, corruption):
     # E[X | X~] of Gaussians is 0.1 + r (X~ - 0.1), r = 0.2^2 / (0.2^2 + 0.4^2) = 0.2.
     np.testing.assert_allclose(mean.mean(), 0.1, atol=0.03)
     np.testing.assert_allclose(mean.std(), 0.2 * (0.2**2 + 0.4**2) ** 0.5, rtol=0.15)
+
+
+def test_a_chain_starts_where_the_network_takes_an_image_without_content():
+  """A network that leaves black and white as they are, and makes coins of 0.9 of grey."""
+  made = denoising_autoencoder.build(
+    image_shape=(5, 5, 1), corruption="salt_pepper", level=1e-9, width=25
+  )
+  eye, bias = jnp.eye(25), jnp.full(25, jnp.log(9.0))
+  encoder = {"hidden": {"kernel": 3.0 * eye, "bias": jnp.zeros(25)}}
+  decoder = {"logits": {"kernel": 30.0 * eye, "bias": bias}}
+  vars = method.Vars({"encoder": encoder, "decoder": decoder})
+  image = made.fns["sample"](vars, noise.rows(KEY(0), 1000))["image"]
+  np.testing.assert_allclose(jnp.abs(image), 1.0, atol=1e-6)
+  np.testing.assert_allclose(image.mean(), 0.8, atol=0.02)
 
 
 def test_corruptions():

@@ -9,8 +9,8 @@ given a corrupted one; alternating it with the corruption is a Markov chain whos
 the data's. Walkback training, Alg. 1, also trains on what the chain comes across.
 
 Deviations: a fixed number of walkback steps in place of a geometric one, as in the experiments of
-the paper; Adam; chains that start without an image of the data; pixels in [-1, 1]; the images of `sample` are means, not draws; the stacking of
-layers of 2008 is left out.
+the paper; Adam; chains that start without an image of the data; pixels in [-1, 1]; the images of
+`sample` are means, not draws; the stacking of layers of 2008 is left out.
 """
 
 import math
