@@ -19,13 +19,13 @@ quickstart: .venv/ready
 
 test: .venv/ready
 	.venv/bin/ruff check -q . && .venv/bin/ruff format -q --check .
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 parity: .venv-parity/ready
 	.venv-parity/bin/python -m pytest -o addopts="" -q tests/parity
 
 test-newest: .venv-newest/ready
-	.venv-newest/bin/python -m pytest -n 2
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
 
 soak: .venv/ready
 	.venv/bin/python -m pytest -o addopts="" -q -s tests/soak
