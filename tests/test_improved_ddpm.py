@@ -134,7 +134,8 @@ def test_importance_sampling_is_unbiased_and_less_noisy():
   spread = []
   for weights in (jnp.full(30, 1 / 30), p):
     values, t, own = estimate(x, keys(n, 1), p=weights)
-    np.testing.assert_allclose(values, own / weights[t.astype(int) - 1], rtol=1e-6)
+    weighted = own / weights[t.astype(int) - 1]  # a difference, which XLA may compute twice
+    np.testing.assert_allclose(values, weighted, rtol=1e-6, atol=1e-4)
     error = 4.0 * values.std() / n**0.5
     np.testing.assert_allclose(values.mean(), terms.mean(1).sum(), atol=error)
     counts = np.bincount(t.astype(int), minlength=31)[1:]
