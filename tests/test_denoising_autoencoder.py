@@ -97,9 +97,7 @@ def test_the_chain_of_a_trained_denoiser_ends_at_the_data(decoder, corruption):
 
 def test_a_chain_starts_where_the_network_takes_an_image_without_content():
   """A network that leaves black and white as they are, and makes coins of 0.9 of grey."""
-  made = denoising_autoencoder.build(
-    image_shape=(5, 5, 1), corruption="salt_pepper", level=1e-9, width=25
-  )
+  made = denoising_autoencoder.build(image_shape=(5, 5, 1), level=1e-9, width=25)
   eye, bias = jnp.eye(25), jnp.full(25, jnp.log(9.0))
   encoder = {"hidden": {"kernel": 3.0 * eye, "bias": jnp.zeros(25)}}
   decoder = {"logits": {"kernel": 30.0 * eye, "bias": bias}}

@@ -209,16 +209,19 @@ def test_guidance_pushes_away_from_the_null_class(path):
   vars = jax.jit(made.init)(KEY(0))
   noisy = lambda x: x + 0.3 * jax.random.normal(KEY(x.size), x.shape)
   vars = vars._replace(params=jax.tree.map(noisy, vars.params))
+  field = made.fns["field"]
   x, label = 0.1 * jax.random.normal(KEY(1), (3, 8, 8, 1)), jnp.array([1, 2, 3])
   t = jnp.full(3, 0.5 if "flow" in config.model else 1.0)
-  at = lambda cond, w, x=x, t=t: made.fns["field"](vars, cond, w=w).predict(x, t).x
+  at = lambda vars, cond, w, x=x, t=t: field(vars, cond, w=w).predict(x, t).x
   told = {"label": label}
-  cond, null, guided = jax.jit(lambda: (at(told, 0.0), at({}, 0.0), at(told, 2.0)))()
+  cond, null, guided = jax.jit(
+    lambda vars: (at(vars, told, 0.0), at(vars, {}, 0.0), at(vars, told, 2.0))
+  )(vars)
   assert jnp.abs(cond - null).max() > 1e-3
   np.testing.assert_allclose(guided, 3.0 * cond - 2.0 * null, atol=1e-4)
   if "ddpm" in config.model:  # where the guided x leaves [-1, 1], it is clipped
     x, t = jax.random.normal(KEY(2), x.shape), jnp.full(3, 800.0)
-    assert jnp.abs(at(told, 3.0, x, t)).max() == 1.0
+    assert jnp.abs(at(vars, told, 3.0, x, t)).max() == 1.0
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_losses():
